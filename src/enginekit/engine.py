@@ -1,0 +1,389 @@
+"""The contract: what an engine is, described without I/O.
+
+An engine turns a request into a `Call` and a `Receipt` (`encode`), bytes into chunks (`Decoder`),
+and a refusal into one of our errors (`failure`). Whatever takes more than one request is an
+*operation*: a generator that yields effects (`Call`, `Open`, `Sleep`, `Gather`, `Blocking`) and is
+sent their outcome. `enginekit.drivers` runs operations, blocking or async; nothing else touches a
+socket, and no policy is written twice.
+
+Rules for operations: a failed effect is *thrown* into the generator as an `EngineKitError`; cleanup
+never yields, because a `yield` in `finally` breaks on cancellation; the driver owns and closes every
+open response.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypeVar
+
+from enginekit.errors import EngineKitError, Unsupported
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Feature,
+    Load,
+    ModelCard,
+    ServerFacts,
+    narrowed,
+)
+from enginekit.types import (
+    AnyRequest,
+    ChatRequest,
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    Ranking,
+    Receipt,
+    RerankRequest,
+)
+
+_T = TypeVar("_T")
+
+Framing = Literal["sse", "ndjson", "json", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budgets:
+    """How long each kind of wait may take, in seconds. Every wait has one; none is infinite.
+
+    Attributes:
+        connect: opening the connection.
+        load: waiting for a server that says it is still loading its model.
+        first_token: from the request to the first decoded event that carries something;
+            comments, pings and role-only events do not count.
+        between_tokens: from one decoded event to the next.
+        whole_reply: from the request to the end, for a reply that is not streamed.
+    """
+
+    connect: float = 5.0
+    load: float = 600.0
+    first_token: float = 600.0
+    between_tokens: float = 120.0
+    whole_reply: float = 3600.0
+
+    @classmethod
+    def of(cls, timeout: float | Budgets | Mapping[str, float] | None) -> Budgets:
+        """Budgets from what a user passes as `timeout`.
+
+        A number limits the first token, the wait between tokens and a whole unstreamed reply alike
+        (and the connection, when smaller); a mapping sets single budgets; None keeps the defaults.
+        Raises ValueError for a negative number or an unknown name.
+        """
+        if timeout is None:
+            return cls()
+        if isinstance(timeout, Budgets):
+            return timeout
+        if isinstance(timeout, Mapping):
+            unknown = set(timeout) - set(cls.__slots__)  # type: ignore[attr-defined]
+            if unknown:
+                raise ValueError(f"unknown budget {sorted(unknown)[0]!r}")
+            return replace(cls(), **timeout)
+        if timeout <= 0:
+            raise ValueError(f"timeout must be positive, got {timeout}")
+        return cls(
+            connect=min(cls().connect, timeout),
+            first_token=timeout,
+            between_tokens=timeout,
+            whole_reply=timeout,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a server is and how to be let in.
+
+    Attributes:
+        base_url: `http://host:port[/prefix]`, `https://…` or `unix:///path/to/socket`, without a
+            trailing slash and without `/v1`.
+        headers: sent with every request, the key among them; never shown in `repr`.
+        ca_file: PEM file of the authorities to trust instead of the system's.
+        client_cert: PEM file with certificate and key to present.
+        verify: False accepts any certificate.
+        proxy: UNSET-like `None` lets the environment decide; `""` forbids a proxy.
+    """
+
+    base_url: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    ca_file: str | None = None
+    client_cert: str | None = None
+    verify: bool = True
+    proxy: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One HTTP request. Yielded by itself it is answered with a whole `Answer`.
+
+    Attributes:
+        path: from the target's base URL, beginning with a slash.
+        json: the body, JSON-able; None sends none. The driver serialises it.
+        framing: how the answer's body is cut into events.
+        timeout: seconds for the whole answer when the call is yielded by itself.
+    """
+
+    target: Target
+    method: Literal["GET", "POST", "DELETE", "HEAD"]
+    path: str
+    json: Any = None
+    headers: tuple[tuple[str, str], ...] = ()
+    framing: Framing = "json"
+    timeout: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole HTTP answer. Header names are lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Status 2xx."""
+        return 200 <= self.status < 300
+
+
+class Decoder(Protocol):
+    """Turns the body of one answer into chunks; pure, cut its input where you like.
+
+    The driver calls `feed` with bytes as they come, then one of `eof` (the body ended cleanly) or
+    `abort` (the connection broke or a budget ran out). None of them raises for what the server
+    sent: chunks decoded before a fault are returned, and the fault is left in `failure`.
+    After `done` or `failure` the driver feeds no more.
+    """
+
+    done: bool
+    """The terminal fact was seen and the chunk with `end` has been returned."""
+    failure: EngineKitError | None
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """Chunks that these bytes complete."""
+        ...
+
+    def eof(self) -> list[Chunk]:
+        """The body ended. Completes the reply or sets `failure`."""
+        ...
+
+    def abort(self, error: EngineKitError) -> list[Chunk]:
+        """The transport failed with `error`. Completes the reply if it was whole already."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A request made ready: the call, what became of each field, and how to read the answer.
+
+    `decoder` makes a fresh decoder, one per attempt.
+    """
+
+    call: Call
+    receipt: Receipt
+    decoder: Callable[[], Decoder]
+
+
+# ---------------------------------------------------------------------------------- effects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """Start a reply. Answered, once its first chunk is decoded, with the driver's stream.
+
+    The stream is an iterator (async iterator) of `Chunk` that closes its response at the end, on
+    `close()` / `aclose()` and on garbage collection. A refusal (status not 2xx) is thrown as what
+    `engine.failure` makes of it; so is a failure before the first chunk.
+    """
+
+    engine: Engine
+    encoded: Encoded
+    budgets: Budgets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """Wait `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gather:
+    """Run operations side by side; answered with a list of results or exceptions, in order.
+
+    Those not finished after `deadline` seconds are cancelled and yield an `EngineTimeout`.
+    """
+
+    operations: tuple[Operation[Any], ...]
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blocking:
+    """Run a function that blocks (start a child, take a lock); a thread under async."""
+
+    function: Callable[[], Any]
+
+
+Effect: TypeAlias = Call | Open | Sleep | Gather | Blocking
+Operation: TypeAlias = Generator[Effect, Any, _T]
+
+
+# ---------------------------------------------------------------------------------- the engine
+
+
+class Engine(ABC):
+    """One kind of server at one address. Holds no socket and may be shared by threads.
+
+    Args:
+        target: where the server is.
+        facts: what it said of itself, once probed.
+        options: engine-level settings from configuration (`[engines.NAME.options]`).
+        name: what the receipt calls it, when it differs from the profile's name
+            (`embedded`, `attic`).
+    """
+
+    profile: ClassVar[EngineProfile]
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        facts: ServerFacts | None = None,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.target = target
+        self.facts = facts
+        self.options: Mapping[str, Any] = options or {}
+        self.name = name or self.profile.name
+
+    # -- pure ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, request: AnyRequest, *, stream: bool = False) -> Encoded:
+        """The call for a chat or completion request, and its receipt.
+
+        Raises Unsupported for what must be refused. An engine may stream although a whole reply
+        was asked for, and the other way round, where its server demands it: the receipt says so.
+        """
+
+    @abstractmethod
+    def failure(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, path: str = ""
+    ) -> EngineKitError:
+        """The error that this refusal means. `status` 200 is an error event inside a stream."""
+
+    def capability(self, feature: Feature) -> Capability:
+        """The capability of this very server: what it said of itself, else the profile's."""
+        if self.facts is not None and feature in self.facts.capabilities:
+            return self.facts.capabilities[feature]
+        return self.profile.capability(feature)
+
+    def narrowed_profile(self) -> EngineProfile:
+        """The profile with the server's own facts laid over it."""
+        return self.profile if self.facts is None else narrowed(self.profile, self.facts)
+
+    @property
+    def version(self) -> str | None:
+        """The server's version, once probed and where it has one."""
+        return None if self.facts is None else self.facts.version
+
+    def receipt(self) -> Receipt:
+        """An empty receipt that names this engine."""
+        return Receipt(
+            engine=self.name, engine_version=self.version, url=self.target.base_url
+        )
+
+    def call(
+        self,
+        method: Literal["GET", "POST", "DELETE", "HEAD"],
+        path: str,
+        json: Any = None,
+        *,
+        framing: Framing = "json",
+        timeout: float = 10.0,
+    ) -> Call:
+        """A call to this server."""
+        return Call(
+            target=self.target,
+            method=method,
+            path=path,
+            json=json,
+            framing=framing,
+            timeout=timeout,
+        )
+
+    def refuse(self, feature: Feature | str, why: str, *, rule: str, hint: str = "") -> NoReturn:
+        """Raise Unsupported for this engine."""
+        raise Unsupported(
+            f"{self.name} cannot do this: {why}",
+            hint=hint or None,
+            engine=self.name,
+            url=self.target.base_url,
+            feature=feature,
+            rule=rule,
+        )
+
+    # -- operations ---------------------------------------------------------------------
+
+    @abstractmethod
+    def probe(self) -> Operation[ServerFacts]:
+        """Ask the server what it is. Raises an EngineError when it does not answer."""
+
+    @abstractmethod
+    def ready(self, model: str) -> Operation[bool]:
+        """Whether the server could generate with `model` right now. Never waits long.
+
+        False means not yet; raises ModelNotFound or another error that waiting cannot mend.
+        """
+
+    def models(self) -> Operation[tuple[ModelCard, ...]]:
+        """The models the server lists."""
+        facts = yield from self.probe()
+        return facts.models
+
+    def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
+        """Embed texts, in order."""
+        self.refuse("embeddings", "it has no embeddings", rule=f"{self.profile.name}.embeddings")
+        yield  # pragma: no cover - makes this a generator
+
+    def rerank(self, request: RerankRequest) -> Operation[Ranking]:
+        """Order documents by relevance."""
+        self.refuse("rerank", "it has no reranking", rule=f"{self.profile.name}.rerank")
+        yield  # pragma: no cover - makes this a generator
+
+    def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
+        """Token ids of `text`, without special tokens added."""
+        self.refuse("tokenize", "it has no tokenizer route", rule=f"{self.profile.name}.tokenize")
+        yield  # pragma: no cover - makes this a generator
+
+    def detokenize(self, tokens: Sequence[int], *, model: str = "") -> Operation[str]:
+        """Text of token ids."""
+        self.refuse(
+            "detokenize", "it has no detokenizer route", rule=f"{self.profile.name}.detokenize"
+        )
+        yield  # pragma: no cover - makes this a generator
+
+    def count_tokens(self, request: ChatRequest) -> Operation[int]:
+        """How many tokens the prompt has after the chat template."""
+        self.refuse(
+            "count_tokens", "it cannot count a chat's tokens", rule=f"{self.profile.name}.count"
+        )
+        yield  # pragma: no cover - makes this a generator
+
+    def load_state(self) -> Operation[Load]:
+        """Queue depth, running requests and cache use, from the server's metrics."""
+        self.refuse("metrics", "it has no metrics", rule=f"{self.profile.name}.metrics")
+        yield  # pragma: no cover - makes this a generator
+
+    def load(self, model: str) -> Operation[None]:
+        """Load a model into memory."""
+        self.refuse("load", "models are loaded at launch", rule=f"{self.profile.name}.load")
+        yield  # pragma: no cover - makes this a generator
+
+    def unload(self, model: str) -> Operation[None]:
+        """Take a model out of memory."""
+        self.refuse("unload", "models are loaded at launch", rule=f"{self.profile.name}.unload")
+        yield  # pragma: no cover - makes this a generator

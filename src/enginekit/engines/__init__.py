@@ -1,0 +1,1 @@
+"""How to talk to each engine: one file each, plus what they share (names with an underscore)."""
