@@ -20,7 +20,7 @@ _PUBLIC: dict[str, str] = {
     "ContextOverflow": "enginekit.errors",
 }
 
-__all__ = ["ContextOverflow", "EngineKitError", "__version__"]  # noqa: RUF022
+__all__ = ["ContextOverflow", "EngineKitError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

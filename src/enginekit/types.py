@@ -518,7 +518,8 @@ class Embeddings:
     usage: Usage | None = None
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Score:
     """A document of a RerankRequest by its index, with the engine's relevance score."""
 
     index: int

@@ -1,0 +1,193 @@
+"""Policy that every engine shares: opening a reply with retries, waiting for a model, folding.
+
+All of it is pure: generators that yield effects (see `enginekit.engine`) and never look at a clock.
+Retries live here and nowhere else, and only before the first token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from enginekit.engine import Budgets, Encoded, Engine, Open, Operation, Sleep
+from enginekit.errors import (
+    EngineError,
+    EngineKitError,
+    EngineLoading,
+    EngineTimeout,
+    ModelNotFound,
+    Overloaded,
+    Unreachable,
+    describe_choices,
+)
+from enginekit.types import ChatRequest, Chunk, CompletionRequest, Receipt, Reply, TokenLogprob
+
+FIRST_BACKOFF = 0.25
+"""Seconds before the first retry; doubled each time, at most `MAX_BACKOFF`."""
+MAX_BACKOFF = 8.0
+MAX_RETRY_AFTER = 60.0
+"""Longest `Retry-After`, in seconds, that is honoured by waiting."""
+
+
+def open_reply(
+    engine: Engine,
+    request: ChatRequest | CompletionRequest,
+    *,
+    stream: bool,
+    budgets: Budgets,
+    max_retries: int = 2,
+) -> Operation[Any]:
+    """Start a reply and return the driver's stream once its first chunk is there.
+
+    A server that is loading is waited for within `budgets.load` and costs no retry. Whatever else
+    is retryable is tried again at most `max_retries` times, so a call makes at most
+    `1 + max_retries` requests that carry the prompt.
+    """
+    encoded = engine.encode(request, stream=stream)
+    return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
+
+
+def open_encoded(
+    engine: Engine, encoded: Encoded, *, budgets: Budgets, max_retries: int = 2
+) -> Operation[Any]:
+    """As `open_reply`, for a request that is encoded already."""
+    effect = Open(engine=engine, encoded=encoded, budgets=budgets)
+    retries = 0
+    waited = 0.0
+    while True:
+        try:
+            return (yield effect)
+        except EngineLoading as error:
+            pause = min(0.1 + waited / 4, 2.0)
+            if waited + pause > budgets.load:
+                raise EngineTimeout(
+                    f"{engine.name} at {engine.target.base_url} was still loading its model after "
+                    f"{budgets.load:g} s",
+                    hint="raise the load budget: timeout={'load': 1800}",
+                    engine=engine.name,
+                    url=engine.target.base_url,
+                    phase="load",
+                    budget=budgets.load,
+                ) from error
+            waited += pause
+            yield Sleep(seconds=pause)
+        except ModelNotFound as error:
+            if error.near:
+                raise
+            raise (yield from named_neighbours(engine, error)) from None
+        except EngineKitError as error:
+            if not error.retryable or retries >= max_retries:
+                raise
+            wanted = backoff(retries, error)
+            if wanted is None:
+                raise
+            retries += 1
+            yield Sleep(seconds=wanted)
+
+
+def backoff(retries: int, error: EngineKitError) -> float | None:
+    """Seconds to wait before the next attempt; None when the server asks for longer than we wait."""
+    if isinstance(error, Overloaded) and error.retry_after is not None:
+        return error.retry_after if error.retry_after <= MAX_RETRY_AFTER else None
+    pause: float = min(FIRST_BACKOFF * 2.0**retries, MAX_BACKOFF)
+    return pause
+
+
+def named_neighbours(engine: Engine, error: ModelNotFound) -> Operation[ModelNotFound]:
+    """The same error with the nearest names that the server has."""
+    try:
+        cards = yield from engine.models()
+    except EngineKitError:
+        return error
+    names = [name for card in cards for name in (card.id, *card.aliases)]
+    near = describe_choices(names, error.model) or tuple(names[:3])
+    if not near:
+        return ModelNotFound(
+            f"{error.message} (the server lists no model at all)",
+            hint=error.hint,
+            engine=engine.name,
+            url=engine.target.base_url,
+            status=error.status,
+            model=error.model,
+        )
+    return ModelNotFound(
+        f"{engine.name} at {engine.target.base_url} has no model {error.model!r}; "
+        f"nearest: {', '.join(near)}",
+        hint=error.hint,
+        engine=engine.name,
+        url=engine.target.base_url,
+        status=error.status,
+        body=error.body,
+        model=error.model,
+        near=near,
+    )
+
+
+def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[float]:
+    """Wait until the server could generate with `model`; returns the seconds slept.
+
+    A refused connection counts as not yet. Raises EngineTimeout (phase `load`) when the budget is
+    gone, and at once what waiting cannot mend.
+    """
+    waited = 0.0
+    last: EngineError | None = None
+    while True:
+        try:
+            if (yield from engine.ready(model)):
+                return waited
+        except (EngineLoading, Unreachable, EngineTimeout) as error:
+            last = error
+        pause = min(0.05 + waited / 4, 2.0)
+        if waited + pause > budgets.load:
+            raise EngineTimeout(
+                f"{engine.name} at {engine.target.base_url} was not ready for {model!r} after "
+                f"{budgets.load:g} s" + (f"; last answer: {last}" if last else ""),
+                engine=engine.name,
+                url=engine.target.base_url,
+                phase="load",
+                budget=budgets.load,
+            ) from last
+        waited += pause
+        yield Sleep(seconds=pause)
+
+
+class Folder:
+    """Fold chunks into a Reply: `add` each, then `reply`."""
+
+    __slots__ = ("_end", "_logprobs", "_others", "_reasoning", "_text")
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._others: dict[int, list[str]] = {}
+        self._end: Chunk | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        """Take one chunk in."""
+        if chunk.index:
+            self._others.setdefault(chunk.index, []).append(chunk.text)
+        else:
+            if chunk.text:
+                self._text.append(chunk.text)
+            if chunk.reasoning:
+                self._reasoning.append(chunk.reasoning)
+            if chunk.logprobs:
+                self._logprobs.extend(chunk.logprobs)
+        if chunk.end is not None:
+            self._end = chunk
+
+    def reply(self, receipt: Receipt) -> Reply:
+        """The whole reply. The stream must have ended with an `end` chunk."""
+        if self._end is None or self._end.end is None:
+            raise AssertionError("a decoder ended without a terminal chunk and without a failure")
+        end = self._end.end
+        receipt.repairs.extend(end.repairs)
+        return Reply(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=end.tool_calls,
+            logprobs=tuple(self._logprobs) or None,
+            alternatives=tuple("".join(self._others[i]) for i in sorted(self._others)),
+            end=end,
+            receipt=receipt,
+        )
