@@ -1,0 +1,330 @@
+"""From settings to one engine that can be talked to: address, key, model, and a child if needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from enginekit import registry
+from enginekit.config import Config, Setting
+from enginekit.engine import Blocking, Engine, Operation, Target
+from enginekit.errors import (
+    ConfigError,
+    EngineKitError,
+    NoEngine,
+    Unreachable,
+)
+from enginekit.facts.engine import ServerFacts
+from enginekit.kit import embedded
+from enginekit.kit.discover import discover, identify
+
+_facts: dict[tuple[str, str, str], ServerFacts] = {}
+"""What servers said of themselves, by engine, address and model: shared by the whole process."""
+
+
+def forget_facts() -> None:
+    """Forget what servers said of themselves; the next call asks again."""
+    _facts.clear()
+
+
+@dataclass(slots=True, kw_only=True)
+class Route:
+    """One engine, ready to be talked to.
+
+    Attributes:
+        model: the name to use when a request names none.
+        lease: the hold on a server that enginekit itself started, or None.
+        notes: for the receipt: where the model came from and so on.
+        chosen: one sentence of why this engine, for people.
+    """
+
+    engine: Engine
+    model: str
+    lease: embedded.Lease | None = None
+    notes: tuple[str, ...] = ()
+    chosen: str = ""
+    probed: bool = False
+    others: dict[str, Route] = field(default_factory=dict)
+
+    @property
+    def alive(self) -> bool:
+        """False once a server that we started has died."""
+        return self.lease is None or self.lease.alive()
+
+
+def resolve(
+    config: Config,
+    name: str | None,
+    *,
+    model: str | None = None,
+    progress: embedded.ProgressFactory | None = None,
+    budget: float = 600.0,
+) -> Operation[Route]:
+    """Find or start the engine `name`; None means whatever is configured or running.
+
+    Raises NoEngine with everything that was tried, in order.
+    """
+    if name is not None:
+        return (yield from _named(config, name, model, progress, budget, "configured"))
+    url = config.find("base_url")
+    if url is not None:
+        found = yield from identify(target_for(config, "", url), deadline=5.0)
+        if found.engine is None:
+            raise NoEngine(
+                f"no engine recognised at {url.value} (from {url.where}): {found.why}",
+                hint="name the engine as well: ENGINEKIT_ENGINE=llamacpp (or "
+                + ", ".join(registry.names())
+                + ")",
+                tried=(f"{url.value} ({url.where})",),
+            )
+        return (
+            yield from _named(
+                config, found.engine.profile.name, model, progress, budget, f"found at {url.value}"
+            )
+        )
+    return (yield from _whatever_runs(config, model, progress, budget))
+
+
+def _whatever_runs(
+    config: Config,
+    model: str | None,
+    progress: embedded.ProgressFactory | None,
+    budget: float,
+) -> Operation[Route]:
+    wanted = model or config.value("model")
+    tried: list[str] = []
+    if wanted is None or not embedded.is_model_file(wanted):
+        for found in (yield from discover()):
+            if found.engine is None:
+                tried.append(f"{found.url} ({', '.join(found.asked)}): {found.why}")
+                continue
+            names = _served(found.facts)
+            if wanted is not None and found.engine.profile.model_id != "any":
+                if wanted not in names and f"{wanted}:latest" not in names:
+                    tried.append(
+                        f"{found.url}: {found.engine.name} runs there but has no model {wanted!r}"
+                    )
+                    continue
+            elif wanted is not None and names and wanted not in names:
+                tried.append(f"{found.url}: {found.engine.name} runs there but serves {names[0]!r}")
+                continue
+            elif wanted is None and not names:
+                tried.append(f"{found.url}: {found.engine.name} runs there but has no model")
+                continue
+            chosen = f"found running at {found.url}"
+            return (
+                yield from _named(
+                    config, found.engine.profile.name, model, progress, budget, chosen
+                )
+            )
+    missing = embedded.unavailable()
+    if missing is None:
+        chosen = "nothing was configured and nothing suitable was running"
+        return (yield from _named(config, "embedded", model, progress, budget, chosen))
+    tried.append(f"embedded: {missing.message}")
+    raise NoEngine(
+        "no engine is configured and none could be used. Tried, in order:\n"
+        + "\n".join(f"  {number}. {line}" for number, line in enumerate(tried, 1))
+        + "\nSettings: "
+        + (
+            "; ".join(f"{s.name}={s.shown} from {s.where}" for s in config.rows())
+            or "none given (no ENGINEKIT_* variable, no enginekit.toml)"
+        ),
+        hint=missing.hint or "name a running engine: ENGINEKIT_ENGINE=… ENGINEKIT_BASE_URL=…",
+        tried=tuple(tried),
+    ) from missing
+
+
+def _named(
+    config: Config,
+    name: str,
+    model: str | None,
+    progress: embedded.ProgressFactory | None,
+    budget: float,
+    chosen: str,
+) -> Operation[Route]:
+    table = {key: setting.value for key, setting in config.engine_table(name).items()}
+    wanted = model
+    if wanted is None:
+        setting = config.for_engine("model", name)
+        wanted = None if setting is None else str(setting.value)
+    cls = registry.engine_class(table.get("like", name))
+    options = table.get("options", {})
+    if table.get("like", name) in registry.LAUNCHED:
+        lease = yield Blocking(
+            function=_starter(config, wanted or embedded.DEFAULT_MODEL, progress, budget)
+        )
+        engine = cls(
+            Target(base_url=lease.base_url, headers=_bearer(lease.api_key), proxy=""),
+            options=options,
+            name=name,
+        )
+        return Route(
+            engine=engine,
+            model=wanted or embedded.DEFAULT_MODEL,
+            lease=lease,
+            notes=lease.notes,
+            chosen=chosen,
+        )
+    url = config.for_engine("base_url", name) or _default_url(cls, name)
+    engine = cls(target_for(config, name, url), options=options, name=name)
+    route = Route(engine=engine, model=wanted or "", chosen=chosen)
+    if not wanted:
+        route.model = yield from _only_model(engine)
+    return route
+
+
+def _starter(
+    config: Config, model: str, progress: embedded.ProgressFactory | None, budget: float
+) -> Callable[[], embedded.Lease]:
+    def start() -> embedded.Lease:
+        return embedded.start(config, model, progress=progress, budget=budget)
+
+    return start
+
+
+def probe_once(route: Route) -> Operation[None]:
+    """Let the engine ask its server what it is, once per process, address and model.
+
+    A probe that fails is not a call that fails: the facts stay unknown and the call itself will
+    say what is wrong.
+    """
+    route.probed = True
+    engine = route.engine
+    key = (engine.name, engine.target.base_url, route.model)
+    cached = _facts.get(key)
+    if cached is not None:
+        engine.facts = cached
+        return
+    try:
+        facts = yield from engine.probe()
+    except EngineKitError:
+        return
+    engine.facts = _facts[key] = facts
+
+
+def forget_route(route: Route) -> None:
+    """The server may be another one next time: forget what this one said of itself."""
+    route.probed = False
+    _facts.pop((route.engine.name, route.engine.target.base_url, route.model), None)
+
+
+def target_for(config: Config, engine: str, url: Setting) -> Target:
+    """The target of an address, with its key if the key may go there.
+
+    Raises ConfigError for an address that is not one, UntrustedOrigin for a key that must not go.
+    """
+    base = _clean_url(str(url.value), url.where)
+    key = config.for_engine("api_key", engine) if engine else config.find("api_key")
+    headers: tuple[tuple[str, str], ...] = ()
+    if key is not None:
+        secret = _secret(key.value)
+        if secret:
+            config.check_key(key, url, origin_of(base))
+            headers = _bearer(secret)
+    tls: dict[str, Any] = {}
+    for name in ("ca_file", "client_cert", "verify", "proxy"):
+        setting = config.for_engine(name, engine) if engine else config.find(name)
+        if setting is not None:
+            tls[name] = setting.value
+    return replace(Target(base_url=base, headers=headers), **tls)
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an address."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme != "unix" else url
+
+
+def _secret(value: Any) -> str:
+    reveal = getattr(value, "get_secret_value", None)
+    return str(reveal()) if reveal is not None else str(value)
+
+
+def _bearer(key: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key}"),)
+
+
+def _clean_url(url: str, where: str) -> str:
+    url = url.strip().rstrip("/")
+    if "://" not in url:
+        url = f"http://{url}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https", "unix") or (
+        parts.scheme != "unix" and not parts.hostname
+    ):
+        raise ConfigError(
+            f"{where}: {url!r} is not an address; use http://host:port, https://… or unix:///path"
+        )
+    if parts.username or parts.password:
+        raise ConfigError(
+            f"{where}: credentials do not belong into an address; set ENGINEKIT_API_KEY instead"
+        )
+    return url.removesuffix("/v1")
+
+
+def _default_url(cls: type[Engine], name: str) -> Setting:
+    variable = cls.profile.url_env
+    value = os.environ.get(variable, "") if variable else ""
+    if value:
+        value = value if "://" in value else f"http://{value}"
+        parts = urlsplit(value)
+        host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::", None) else parts.hostname
+        host = f"[{host}]" if host and ":" in host else host
+        default_port = urlsplit(cls.profile.default_url).port
+        port = f":{parts.port or default_port}" if parts.scheme == "http" else ""
+        if parts.scheme == "https" and parts.port:
+            port = f":{parts.port}"
+        return Setting(
+            name="base_url",
+            value=f"{parts.scheme}://{host}{port}{parts.path}",
+            layer="environment",
+            where=variable,
+        )
+    if not cls.profile.default_url:
+        raise ConfigError(
+            f"engine {name!r} has no default address",
+            hint=f"set ENGINEKIT_BASE_URL, or url under [engines.{name}] in enginekit.toml",
+        )
+    return Setting(
+        name="base_url",
+        value=cls.profile.default_url,
+        layer="default",
+        where=f"the default address of {name}",
+    )
+
+
+def _served(facts: ServerFacts | None) -> list[str]:
+    if facts is None:
+        return []
+    return [name for card in facts.models for name in (card.id, *card.aliases)]
+
+
+def _only_model(engine: Engine) -> Operation[str]:
+    """The model to use when none was named: the one that is loaded, or the only one there is."""
+    try:
+        cards = yield from engine.models()
+    except Unreachable as error:
+        raise NoEngine(
+            f"{engine.name} does not answer at {engine.target.base_url}: {error}",
+            hint=f"start it: {engine.profile.start_command.format(model='MODEL')}"
+            if engine.profile.start_command
+            else None,
+            tried=(engine.target.base_url,),
+        ) from error
+    loaded = [card.id for card in cards if card.loaded]
+    if len(loaded) == 1:
+        return loaded[0]
+    if len(cards) == 1 or (cards and engine.profile.model_id in ("any", "served")):
+        return cards[0].id
+    if not cards:
+        return ""
+    listed = ", ".join(card.id for card in cards[:5])
+    raise ConfigError(
+        f"no model is named and {engine.name} at {engine.target.base_url} has {len(cards)}: "
+        f"{listed}{', …' if len(cards) > 5 else ''}",
+        hint=f"ENGINEKIT_MODEL={cards[0].id}",
+    )
