@@ -86,7 +86,7 @@ def _layer(shape: Shape, index: int) -> Layer:
     if index >= shape.layers - shape.shared_kv:
         kind, kv_heads = "shared", 0
     if not shape.causal:
-        kind, kv_heads = "none", 0
+        kind = "none"
     if not _flag(shape.attention, index, default=True) or (not heads and not kv_heads):
         kind, heads, kv_heads, key_dim, value_dim, window = "none", 0, 0, 0, 0, 0
     moe = _flag(shape.moe, index, default=False)

@@ -65,7 +65,8 @@ class Layer:
     heads: int = 0
     """Query heads; 0 without attention."""
     kv_heads: int = 0
-    """Heads whose K and V are cached; 1 for MQA and MLA, 0 without a cache of its own."""
+    """Heads whose K and V are kept; 1 for MQA and MLA, 0 without a cache of its own. An encoder
+    (kind `none`) projects this many and keeps nothing."""
     key_dim: int = 0
     """Cached elements of K per kv head; for MLA `kv_lora_rank + rope_dim`."""
     value_dim: int = 0
@@ -266,7 +267,7 @@ class ModelSpec:
     @property
     def cached_layers(self) -> int:
         """Layers with a cache of their own."""
-        return sum(1 for layer in self.layers if layer.kv_heads)
+        return sum(1 for layer in self.layers if layer.kv_heads and layer.attention != "none")
 
     @property
     def recurrent_layers(self) -> int:

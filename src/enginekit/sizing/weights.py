@@ -1,0 +1,270 @@
+"""How large the weights are, in bytes, and how they spread over layers and uses.
+
+Exact when the spec came from a file's own tensor table. For a quantization label it applies
+llama-quantize's mixture rules to the model's tensor shapes; for the formats of other engines the
+bits per weight and the list of what stays wide. A label alone is never exact: vendors mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, Literal
+
+from enginekit.facts.model import ModelSpec, Role
+from enginekit.sizing.mixture import Mixture
+from enginekit.sizing.quantization import BLOCKS, WeightFormat, gguf_label, weight_format
+from enginekit.sizing.tensors import TensorShape, active_parameters, blueprint, known, parameters
+
+Method = Literal["file", "mixture", "format", "bits per weight"]
+"""`file`: summed from real headers; `mixture`: llama-quantize's rules on known shapes; `format`:
+another engine's format on known shapes; `bits per weight`: parameters times a typical figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Bytes of one loadable copy of the text model, without projector and MTP blocks."""
+
+    label: str
+    """Quantization that this is for."""
+    total: int
+    low: int
+    high: int
+    """`low <= truth <= high` is expected; both equal `total` when it was read from a file."""
+    method: Method
+    reason: str
+    """Why the range is as wide as it is."""
+    roles: Mapping[Role, int]
+    layers: tuple[int, ...]
+    """Bytes of each block."""
+    layer_experts: tuple[int, ...]
+    """Bytes of each block's routed experts, a part of `layers`."""
+
+    @property
+    def embedding(self) -> int:
+        """The input table: llama.cpp keeps it in host memory, also a second copy when tied."""
+        return self.roles.get("embedding", 0)
+
+    @property
+    def layer_embedding(self) -> int:
+        """Per-layer embedding tables, a row look-up that may stay in host memory."""
+        return self.roles.get("layer_embedding", 0)
+
+    @property
+    def experts(self) -> int:
+        """All routed experts."""
+        return self.roles.get("experts", 0)
+
+
+def weights(spec: ModelSpec, quantization: str = "", *, imatrix: bool = False) -> Weights:
+    """Bytes of the weights at a quantization.
+
+    Args:
+        spec: the model.
+        quantization: a llama.cpp label (`Q4_K_M`), another engine's format (`awq`, `fp8-block`,
+            `mlx-4bit`, `q4f16_1`, `bf16`), or empty for the file's own, `BF16` if it has none.
+        imatrix: whether the file was made with an importance matrix; it changes a few labels
+            (IQ3_XXS, IQ4_XS, IQ4_NL, Q4_0, Q5_0) by up to two per cent.
+
+    Raises:
+        ValueError: the name is neither a label nor a format.
+    """
+    own = spec.quantization
+    if spec.weight_bytes and (not quantization or quantization.upper() == own.upper()):
+        return _from_file(spec)
+    return _estimate(spec, quantization or own or "BF16", imatrix)
+
+
+def read_per_token(spec: ModelSpec, found: Weights, *, batch: int = 1) -> int:
+    """Weight bytes that one decoding step of `batch` sequences reads.
+
+    Look-up tables are not read (an untied input table, per-layer tables). Of the routed experts a
+    batch touches `E * (1 - (1 - k/E) ** batch)` in each layer.
+    """
+    roles = found.roles
+    total = found.total - roles.get("layer_embedding", 0)
+    if not spec.tied_embeddings:
+        total -= roles.get("embedding", 0)
+    if spec.experts is not None and spec.experts.total:
+        share = spec.experts.used / spec.experts.total
+        touched = 1 - (1 - share) ** max(batch, 1)
+        total -= round(roles.get("experts", 0) * (1 - touched))
+    return total
+
+
+@lru_cache(maxsize=256)
+def _from_file(spec: ModelSpec) -> Weights:
+    roles: dict[Role, int] = {}
+    layers = [0] * spec.n_layers
+    experts = [0] * spec.n_layers
+    for group in spec.weights:
+        if group.role in ("mtp", "projector"):
+            continue
+        roles[group.role] = roles.get(group.role, 0) + group.bytes
+        if group.layer is not None and group.layer < spec.n_layers:
+            layers[group.layer] += group.bytes
+            if group.role == "experts":
+                experts[group.layer] += group.bytes
+    total = spec.weight_bytes
+    if not spec.weights:
+        # Only the size is known (an Ollama manifest, a repository listing): spread it by shape.
+        return _scaled(_estimate(spec, spec.quantization or "BF16", False), total, spec)
+    return Weights(
+        label=spec.quantization,
+        total=total,
+        low=total,
+        high=total,
+        method="file",
+        reason="summed from the file's own tensor table",
+        roles=MappingProxyType(roles),
+        layers=tuple(layers),
+        layer_experts=tuple(experts),
+    )
+
+
+def _scaled(shape: Weights, total: int, spec: ModelSpec) -> Weights:
+    def part(value: int) -> int:
+        return value * total // shape.total if shape.total else 0
+
+    return Weights(
+        label=spec.quantization,
+        total=total,
+        low=total,
+        high=total,
+        method="file",
+        reason="the size is the file's; its division over layers is estimated",
+        roles=MappingProxyType({role: part(size) for role, size in shape.roles.items()}),
+        layers=tuple(part(size) for size in shape.layers),
+        layer_experts=tuple(part(size) for size in shape.layer_experts),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
+    label = gguf_label(quantization)
+    other = None if label else weight_format(quantization)
+    if not label and other is None:
+        raise ValueError(
+            f"unknown quantization {quantization!r}: use a llama.cpp label such as Q4_K_M, or "
+            "bf16, fp8, fp8-block, awq, gptq-int4-g128, nvfp4, mxfp4, mlx-4bit, q4f16_1"
+        )
+    if not spec.layers or not spec.hidden or not spec.vocab:
+        return _by_bits(spec, label or quantization, other)
+    sizes = _mixture_sizes(spec, label, imatrix) if other is None else _format_sizes(spec, other)
+    roles: dict[Role, int] = {}
+    layers = [0] * spec.n_layers
+    experts = [0] * spec.n_layers
+    for shape, layer, size in sizes:
+        roles[shape.role] = roles.get(shape.role, 0) + size
+        if 0 <= layer < len(layers):
+            layers[layer] += size
+            if shape.role == "experts":
+                experts[layer] += size
+    total = sum(roles.values())
+    low, high, reason = _band(spec, quantization, label)
+    return Weights(
+        label=label or quantization,
+        total=total,
+        low=round(total * low),
+        high=round(total * high),
+        method="format" if other is not None else "mixture",
+        reason=reason,
+        roles=MappingProxyType(roles),
+        layers=tuple(layers),
+        layer_experts=tuple(experts),
+    )
+
+
+def _band(spec: ModelSpec, quantization: str, label: str) -> tuple[float, float, str]:
+    """How far the truth may lie from the estimate, as factors, and why."""
+    if not known(spec.architecture) or not spec.known_layout:
+        return 0.85, 1.15, f"the tensors of {spec.architecture!r} are assumed to be a plain decoder"
+    if quantization.upper().replace("-", "_") != label and label:
+        return 0.96, 1.10, f"{quantization} is a vendor's mix; sized as {label}"
+    if label in ("F32", "F16", "BF16", "Q8_0"):
+        return 0.998, 1.002, "one type throughout; shapes from the architecture"
+    if label:
+        return 0.96, 1.04, f"{label} is a mixture, and vendors vary it; a file's header is exact"
+    return 0.95, 1.05, "what stays in 16 bits differs between repositories"
+
+
+def _mixture_sizes(
+    spec: ModelSpec, label: str, imatrix: bool
+) -> Iterator[tuple[TensorShape, int, int]]:
+    mixture = Mixture(spec, label, imatrix=imatrix)
+    for shape, layer, kind in mixture.assign(blueprint(spec)):
+        yield shape, layer, BLOCKS[kind].size(shape.row) * shape.rows * shape.matrices
+
+
+def _format_sizes(spec: ModelSpec, other: WeightFormat) -> Iterator[tuple[TensorShape, int, int]]:
+    for shape in blueprint(spec):
+        shrinks = shape.role in other.quantized and not shape.fixed
+        # One-dimensional tensors are 16-bit in safetensors, whatever GGUF makes of them.
+        bits = other.bits if shrinks else 8 * other.wide_bytes
+        size = -(-shape.elements * bits.numerator // (8 * bits.denominator))
+        for layer in shape.layers:
+            yield shape, layer, int(size)
+
+
+# Mean bits per weight where only a parameter count is known: (30B and up, 7B-14B, 1B-4B tied,
+# below 1B); our own dry runs of llama-quantize over 45 models.
+_TYPICAL: Final[Mapping[str, tuple[float, float, float, float]]] = MappingProxyType(
+    {
+        "F32": (32.0, 32.0, 32.0, 32.0),
+        "F16": (16.0, 16.0, 16.0, 16.0),
+        "BF16": (16.0, 16.0, 16.0, 16.0),
+        "Q8_0": (8.5, 8.5, 8.5, 8.5),
+        "Q6_K": (6.56, 6.56, 6.56, 7.3),
+        "Q5_K_M": (5.67, 5.70, 5.80, 6.3),
+        "Q5_K_S": (5.53, 5.57, 5.68, 6.2),
+        "Q4_K_M": (4.82, 4.89, 5.08, 5.8),
+        "Q4_K_S": (4.58, 4.67, 4.85, 5.6),
+        "Q4_0": (4.54, 4.63, 4.82, 5.3),
+        "IQ4_XS": (4.34, 4.45, 4.68, 5.25),
+        "Q3_K_M": (3.88, 3.99, 4.25, 5.15),
+        "Q2_K": (2.98, 3.13, 3.50, 4.65),
+        "IQ2_XXS": (2.15, 2.38, 2.68, 4.05),
+    }
+)
+
+
+def typical_bits(label: str, params: int) -> float:
+    """Mean bits per weight of a GGUF label for a model of that size; the block's own if unlisted."""
+    row = _TYPICAL.get(label)
+    if row is None:
+        from enginekit.sizing.quantization import DEFAULT_BLOCK
+
+        return BLOCKS[DEFAULT_BLOCK.get(label, label)].bits_per_weight * 1.05
+    billions = params / 1e9
+    column = 0 if billions >= 20 else 1 if billions >= 5 else 2 if billions >= 1 else 3
+    return row[column]
+
+
+def _by_bits(spec: ModelSpec, label: str, other: WeightFormat | None) -> Weights:
+    bits = float(other.bits) if other is not None else typical_bits(label, spec.params_total)
+    total = round(spec.params_total * bits / 8)
+    small = spec.params_total < 2e9
+    return Weights(
+        label=label,
+        total=total,
+        low=round(total * 0.95),
+        high=round(total * (1.35 if small else 1.10)),
+        method="bits per weight",
+        reason=f"{spec.params_total / 1e9:.2f} B parameters at about {bits:.2f} bits; no shapes",
+        roles=MappingProxyType({"other": total}),
+        layers=(),
+        layer_experts=(),
+    )
+
+
+__all__ = [
+    "Method",
+    "Weights",
+    "active_parameters",
+    "parameters",
+    "read_per_token",
+    "typical_bits",
+    "weights",
+]
