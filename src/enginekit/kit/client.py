@@ -83,6 +83,7 @@ class Client:
         self._names: list[str | None] = []
         self._budgets: Budgets | None = None
         self._retries = DEFAULT_RETRIES
+        self._looked = False
         self._lock = threading.Lock()
         self._loop_locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
 
@@ -198,6 +199,7 @@ class Client:
     def close(self) -> None:
         """Let go of a server that enginekit started; the last one out stops it. Never needed."""
         routes, self._routes = self._routes, [None] * len(self._routes)
+        self._looked = False
         for route in routes:
             if route is not None:
                 for one in (route, *route.others.values()):
@@ -271,16 +273,17 @@ class Client:
 
     @property
     def _settled(self) -> bool:
-        """Whether the first route is resolved and was asked what it is: the first call does it."""
-        return bool(self._routes) and self._routes[0] is not None and self._routes[0].probed
+        """Whether the first route was looked for: the first call does it, under a lock."""
+        return self._looked
 
     def _settle(self) -> Operation[None]:
         try:
             yield from self._route(0, None)
         except EngineKitError:
-            # The call itself meets the same error, or another engine of the list takes over.
+            # Of a list of engines another one may take over; the call itself finds out.
             if len(self._names) < 2:
                 raise
+        self._looked = True
 
     # -- operations ------------------------------------------------------------------------
 

@@ -1,0 +1,105 @@
+"""Every task of the project: `nox -l` lists them, `nox -s tests` runs one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.needs_version = ">=2024.10.9"
+
+ROOT = Path(__file__).parent
+EXTRAS = "embedded,langchain,llama-index,cli"
+GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "enginekit-dev"
+
+
+def install(session: nox.Session, *groups: str, extras: str = EXTRAS, editable: bool = True) -> None:
+    """Install the project with extras, then dependency groups."""
+    target = f".[{extras}]" if extras else "."
+    session.install(*(["-e"] if editable else []), target)
+    for group in groups:
+        session.install(*GROUPS[group])
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job on the embedded engine: chain, tool, extraction, query engine, engine swap."""
+    install(session)
+    session.run("python", "examples/demo.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The test suite, real llama.cpp server included."""
+    install(session, "test")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def light(session: nox.Session) -> None:
+    """With no extra installed the core still imports, configures and says what is missing."""
+    install(session, extras="")
+    session.install("pytest>=8.3,<10", "pytest-asyncio>=1.3,<2", "pytest-timeout>=2.3", "hypothesis")
+    session.run("pytest", "tests/meta", "tests/core", "tests/sizing", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format."""
+    session.install(*GROUPS["lint"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Which way imports go."""
+    install(session, "lint", extras="")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types over the whole package."""
+    install(session, "types", extras="langchain,llama-index,cli")
+    session.run("mypy")
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel once and test that, not the checkout."""
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.install("build")
+    session.run("python", "-m", "build", "--outdir", str(dist))
+    (built,) = dist.glob("*.whl")
+    session.install("--force-reinstall", "--no-deps", str(built))
+    session.install(f"{built}[{EXTRAS}]")
+    session.install(*GROUPS["test"])
+    session.run("pytest", "-m", "not live", *session.posargs, env={"ENGINEKIT_TEST_INSTALLED": "1"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Ratios against bare loops and peers, in interleaved runs."""
+    install(session, "test")
+    for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
+        session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """The long property tests and the leak test."""
+    install(session, "test")
+    session.run("pytest", "-m", "soak or not soak", *session.posargs, env={"ENGINEKIT_SOAK": "1"})
+
+
+if sys.version_info < (3, 11):  # noqa: UP036 - nox itself runs on older Pythons
+    raise SystemExit("enginekit needs Python 3.11 or newer")

@@ -1,0 +1,63 @@
+"""Names of the commands and how a run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from enginekit._version import __version__
+from enginekit.cli import errors
+
+app = App(
+    name="enginekit",
+    help="One chat model over every self-hosted engine.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+)
+app.command("enginekit.cli.chat:chat", name="chat")
+app.command("enginekit.cli.engines:engines", name="engines")
+app.command("enginekit.cli.config:config", name="config")
+app.command("enginekit.cli.pull:pull", name="pull")
+app.command("enginekit.cli.trust:trust", name="trust")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Parse and run; every error becomes a message on stderr and an exit code."""
+    previous: Any = None
+    try:
+        # A terminated process must unwind: sockets, part files and leases are let go of on the way.
+        previous = signal.signal(signal.SIGTERM, _terminated)
+    except ValueError:
+        previous = None
+    try:
+        result = app(
+            arguments if arguments is not None else sys.argv[1:],
+            exit_on_error=False,
+            print_error=False,
+        )
+        sys.stdout.flush()
+        return int(result or 0)
+    except CycloptsError as error:
+        errors.show_usage(str(error))
+        return errors.USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return errors.INTERRUPTED
+    except BrokenPipeError:
+        # The reader left (`| head -1`). Keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.INTERRUPTED
+    except Exception as error:
+        return errors.show(error)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminated(_signal: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,188 @@
+"""`enginekit chat`: one question, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from enginekit.cli import errors
+from enginekit.cli.options import Connection
+from enginekit.cli.output import ProgressDisplay, print_json, stderr
+from enginekit.errors import EngineKitError
+from enginekit.kit.client import Client
+from enginekit.types import UNSET, ChatRequest, Message, Sampling
+
+
+def chat(
+    prompt: str | None = None,
+    /,
+    *,
+    connection: Connection | None = None,
+    system: Annotated[str | None, Parameter(name=["--system", "-s"])] = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    json: bool = False,
+    receipt: bool = False,
+) -> int:
+    """Ask a model something. Without a prompt: read one from a pipe, or start a conversation.
+
+    Parameters
+    ----------
+    prompt
+        The question.
+    system
+        A system message.
+    temperature
+        Sampling temperature; 0 is greedy. Unset: the server's default.
+    max_tokens
+        Upper limit of generated tokens. Unset: until the model stops.
+    json
+        Print one JSON object with text, usage, finish reason and receipt instead of streaming.
+    receipt
+        Say on stderr what became of each field of the request.
+    """
+    connection = connection or Connection()
+    progress = ProgressDisplay()
+    client = Client(connection.settings(), progress=progress, where="enginekit chat")
+    sampling = Sampling(
+        temperature=UNSET if temperature is None else temperature,
+        max_tokens=UNSET if max_tokens is None else max_tokens,
+    )
+    messages = [Message(role="system", content=system)] if system else []
+    try:
+        if prompt is None and not sys.stdin.isatty():
+            prompt = sys.stdin.read().strip()
+        if prompt is None:
+            return _converse(client, messages, sampling, progress, receipt)
+        if not prompt:
+            errors.show_usage("there is nothing to ask: the prompt is empty")
+            return errors.USAGE
+        messages.append(Message(role="user", content=prompt))
+        request = _request(messages, sampling)
+        if json:
+            _whole(client, request, progress)
+        else:
+            _stream(client, request, progress, receipt)
+        return 0
+    finally:
+        progress.finish()
+        client.close()
+
+
+def _request(messages: list[Message], sampling: Sampling) -> ChatRequest:
+    return ChatRequest(model="", messages=tuple(messages), sampling=sampling)
+
+
+def _whole(client: Client, request: ChatRequest, progress: ProgressDisplay) -> None:
+    reply = client.chat(request)
+    progress.finish()
+    print_json(
+        {
+            "text": reply.text,
+            "reasoning": reply.reasoning or None,
+            "finish_reason": reply.finish_reason,
+            "model": reply.end.model,
+            "usage": reply.usage._asdict() if reply.usage else None,
+            "timings": reply.end.timings._asdict() if reply.end.timings else None,
+            "receipt": reply.receipt.to_dict(),
+        }
+    )
+
+
+def _stream(
+    client: Client, request: ChatRequest, progress: ProgressDisplay, receipt: bool
+) -> str:
+    """Print a reply as it comes; returns its text."""
+    if client.engine is None:
+        progress.start(None, "connecting")
+    stream = client.stream(request)
+    progress.finish()
+    text: list[str] = []
+    out = sys.stdout
+    thinking = False
+    end = None
+    try:
+        for chunk in stream:
+            if chunk.reasoning:
+                thinking = True
+                stderr.print(chunk.reasoning, end="", style="dim", markup=False)
+            if chunk.text:
+                if thinking:
+                    stderr.print()
+                    thinking = False
+                out.write(chunk.text)
+                out.flush()
+                text.append(chunk.text)
+            if chunk.end is not None:
+                end = chunk.end
+    finally:
+        stream.close()
+        if text and not text[-1].endswith("\n"):
+            out.write("\n")
+            out.flush()
+    if end is not None and end.finish_reason == "length":
+        stderr.print("(cut: the limit of generated tokens or the context was reached)")
+    if receipt:
+        _show_receipt(stream.receipt, end)
+    return "".join(text)
+
+
+def _show_receipt(receipt: Any, end: Any) -> None:
+    version = f" {receipt.engine_version}" if receipt.engine_version else ""
+    sys.stderr.write(f"{receipt.engine}{version} at {receipt.url}\n")
+    for entry in receipt.entries:
+        note = f"  {entry.note}" if entry.note else ""
+        sys.stderr.write(f"  {entry.field:<22} {entry.outcome:<10} {entry.wire}{note}\n")
+    for name, value in receipt.defaults.items():
+        sys.stderr.write(f"  {name:<22} {'default':<10} {value}\n")
+    for line in (*receipt.notes, *receipt.repairs, *(end.repairs if end else ())):
+        sys.stderr.write(f"  note: {line}\n")
+    if end is not None and end.usage is not None:
+        sys.stderr.write(
+            f"  {end.usage.prompt_tokens} prompt + {end.usage.completion_tokens} generated tokens\n"
+        )
+
+
+def _converse(
+    client: Client,
+    messages: list[Message],
+    sampling: Sampling,
+    progress: ProgressDisplay,
+    receipt: bool,
+) -> int:
+    """Questions and answers until end of input. Ctrl-C stops an answer, not the conversation."""
+    progress.start(None, "connecting")
+    client.connect()
+    progress.finish()
+    route = client.route
+    if route is not None:
+        sys.stderr.write(
+            f"{route.engine.name} · {route.model or 'its own model'} · "
+            f"{route.engine.target.base_url}   (end with Ctrl-D)\n"
+        )
+    try:
+        import readline  # noqa: F401 - gives input() line editing and history
+    except ImportError:
+        pass
+    while True:
+        try:
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            sys.stderr.write("\n")
+            return 0
+        if not line:
+            continue
+        messages.append(Message(role="user", content=line))
+        try:
+            text = _stream(client, _request(messages, sampling), progress, receipt)
+        except KeyboardInterrupt:
+            sys.stderr.write("(stopped)\n")
+            messages.pop()
+            continue
+        except EngineKitError as error:
+            errors.show(error)
+            messages.pop()
+            continue
+        messages.append(Message(role="assistant", content=text))

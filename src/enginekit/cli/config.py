@@ -1,0 +1,63 @@
+"""`enginekit config`: the settings in effect, and where each comes from."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.table import Table
+
+from enginekit import config as configuration
+from enginekit.cli.output import print_json, stdout
+
+
+def config(*, origin: bool = False, json: bool = False) -> int:
+    """Show the settings in effect.
+
+    Parameters
+    ----------
+    origin
+        Say for each value which layer and place it comes from, and list weaker values it hides.
+    json
+        Print one JSON object.
+    """
+    loaded = configuration.load()
+    rows = list(loaded.rows())
+    if json:
+        print_json(
+            {
+                "settings": {
+                    row.name: {"value": row.shown, "layer": row.layer, "where": row.where}
+                    for row in rows
+                },
+                "project_file": loaded.project_file,
+                "user_file": loaded.user_file,
+                "notes": loaded.notes,
+            }
+        )
+        return 0
+    if not rows:
+        sys.stdout.write("nothing is configured: defaults and discovery decide\n")
+    else:
+        table = Table(box=None, pad_edge=False, show_header=origin, header_style="")
+        table.add_column("setting", no_wrap=True)
+        table.add_column("value", overflow="fold")
+        if origin:
+            table.add_column("layer")
+            table.add_column("from", overflow="fold")
+        for row in rows:
+            table.add_row(row.name, row.shown, *((row.layer, row.where) if origin else ()))
+            if origin:
+                for layer in configuration.LAYERS:
+                    hidden = loaded.layers.get(layer, {}).get(row.name)
+                    if hidden is not None and hidden is not row:
+                        table.add_row("", f"({hidden.shown})", f"({layer})", hidden.where)
+        stdout.print(table)
+    if origin:
+        sys.stderr.write(f"project file: {loaded.project_file or 'none found'}\n")
+        sys.stderr.write(
+            f"user file:    {loaded.user_file or configuration.user_config_dir() / 'config.toml'}"
+            f"{'' if loaded.user_file else ' (does not exist)'}\n"
+        )
+    for note in loaded.notes:
+        sys.stderr.write(f"note: {note}\n")
+    return 0

@@ -1,0 +1,53 @@
+"""How an error looks on the command line: one `error:` line, the details, one `hint:`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from enginekit.errors import (
+    BadRequest,
+    ConfigError,
+    EngineKitError,
+    EngineTimeout,
+    LaunchError,
+    MissingExtra,
+    StreamTruncated,
+)
+
+FAILED = 1
+USAGE = 2
+NOTHING_FITS = 3
+INTERRUPTED = 130
+
+
+def show(error: BaseException) -> int:
+    """Print an error on stderr and return the exit code it means.
+
+    An error that is not ours is a bug: it is raised again, so that its traceback can be reported.
+    """
+    if not isinstance(error, EngineKitError):
+        raise error
+    _write(f"error: {error.message}")
+    if isinstance(error, LaunchError) and error.log:
+        _write("\nlast lines of its log:")
+        for line in error.log:
+            _write(f"  {line}")
+    if isinstance(error, EngineTimeout | StreamTruncated) and error.partial:
+        _write("(what came before it is on stdout)")
+    if error.hint:
+        _write(f"\nhint: {error.hint}")
+    if os.environ.get("ENGINEKIT_LOG", "").lower() == "debug":
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    return USAGE if isinstance(error, ConfigError | MissingExtra | BadRequest) else FAILED
+
+
+def show_usage(message: str) -> None:
+    """Print a wrong usage."""
+    _write(f"error: {message.strip()}\n\nhint: enginekit --help")
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text + "\n")

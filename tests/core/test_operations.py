@@ -1,0 +1,230 @@
+"""Policy without sockets or clocks: operations are driven by hand and sent their outcomes."""
+
+from __future__ import annotations
+
+import pytest
+
+from enginekit.engine import Budgets, Call, Encoded, Engine, Open, Sleep, Target
+from enginekit.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineFault,
+    EngineLoading,
+    EngineTimeout,
+    ModelNotFound,
+    NoEngine,
+    Overloaded,
+    Unreachable,
+    Unsupported,
+)
+from enginekit.facts.engine import EngineProfile, ModelCard, ServerFacts
+from enginekit.fallback import open_first
+from enginekit.operations import Folder, open_reply, wait_ready
+from enginekit.types import ChatRequest, Chunk, End, Message, Receipt, ToolCall, Usage
+
+REQUEST = ChatRequest(model="m", messages=(Message(role="user", content="hi"),))
+
+
+class Paper(Engine):
+    """An engine on paper: it encodes anything and answers what the test sends in."""
+
+    profile = EngineProfile(name="paper", title="Paper", wire="none", tested=("1",))
+    readiness: tuple = ()
+
+    def encode(self, request, *, stream=False):
+        call = self.call("POST", "/chat", {"stream": stream})
+        return Encoded(call=call, receipt=self.receipt(), decoder=lambda: None)
+
+    def failure(self, status, headers, body, *, path=""):
+        return EngineFault(body.decode())
+
+    def probe(self):
+        answer = yield self.call("GET", "/models")
+        return ServerFacts(models=tuple(ModelCard(id=name) for name in answer))
+
+    def ready(self, model):
+        return (yield self.call("GET", "/ready"))
+
+
+@pytest.fixture
+def engine():
+    return Paper(Target(base_url="http://paper"))
+
+
+class Script:
+    """Run an operation, answering each effect with the next outcome; keeps what was asked."""
+
+    def __init__(self, operation, *outcomes):
+        self.asked = []
+        self.result = None
+        outcomes = iter(outcomes)
+        try:
+            effect = next(operation)
+            while True:
+                self.asked.append(effect)
+                outcome = None if isinstance(effect, Sleep) else next(outcomes)
+                if isinstance(outcome, Exception):
+                    effect = operation.throw(outcome)
+                else:
+                    effect = operation.send(outcome)
+        except StopIteration as stop:
+            self.result = stop.value
+
+    @property
+    def opened(self):
+        return sum(isinstance(effect, Open) for effect in self.asked)
+
+    @property
+    def slept(self):
+        return sum(effect.seconds for effect in self.asked if isinstance(effect, Sleep))
+
+
+def opening(engine, **kw):
+    return open_reply(engine, REQUEST, stream=True, budgets=kw.pop("budgets", Budgets()), **kw)
+
+
+def test_what_the_driver_opened_is_handed_on(engine):
+    script = Script(opening(engine), "the stream")
+    assert script.result == "the stream"
+    assert script.opened == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_timeout_costs_exactly_the_configured_number_of_requests(engine, retries):
+    outcomes = [EngineTimeout("slow") for _ in range(10)]
+    requests = []
+
+    def count():
+        operation = opening(engine, max_retries=retries)
+        effect = next(operation)
+        while True:
+            requests.append(isinstance(effect, Open))
+            effect = (
+                operation.send(None)
+                if isinstance(effect, Sleep)
+                else operation.throw(outcomes.pop())
+            )
+
+    with pytest.raises(EngineTimeout):
+        count()
+    assert sum(requests) == 1 + retries
+
+
+def test_loading_is_not_failure_and_costs_no_retry(engine):
+    script = Script(opening(engine, max_retries=0), *[EngineLoading("loading")] * 5, "the stream")
+    assert script.result == "the stream"
+    assert script.opened == 6
+    assert script.slept > 0
+
+
+def test_loading_has_its_own_budget(engine):
+    with pytest.raises(EngineTimeout) as caught:
+        Script(opening(engine, budgets=Budgets(load=3)), *[EngineLoading("loading")] * 100)
+    assert caught.value.phase == "load"
+    assert caught.value.budget == 3
+
+
+@pytest.mark.parametrize("error", [BadRequest("no"), ContextOverflow("big"), Unsupported("no")])
+def test_what_would_fail_again_is_not_sent_again(engine, error):
+    with pytest.raises(type(error)):
+        Script(opening(engine), error)
+
+
+def test_retry_after_is_honoured_up_to_a_minute(engine):
+    script = Script(opening(engine), Overloaded("full", retry_after=7.0), "the stream")
+    assert script.slept == 7.0
+    with pytest.raises(Overloaded):
+        Script(opening(engine), Overloaded("full", retry_after=3600.0))
+
+
+def test_backoff_doubles(engine):
+    script = Script(opening(engine, max_retries=3), *[Unreachable("x")] * 3, "the stream")
+    sleeps = [effect.seconds for effect in script.asked if isinstance(effect, Sleep)]
+    assert sleeps == [0.25, 0.5, 1.0]
+
+
+def test_a_wrong_model_name_brings_the_nearest_names(engine):
+    with pytest.raises(ModelNotFound) as caught:
+        Script(
+            opening(engine),
+            ModelNotFound("no", model="lama3"),
+            ["llama3", "llama3.1", "qwen", "mistral"],
+        )
+    assert caught.value.near[:2] == ("llama3", "llama3.1")
+    assert "nearest: llama3" in str(caught.value)
+
+
+def test_wait_ready_takes_refused_for_not_yet(engine):
+    script = Script(wait_ready(engine, "m", budgets=Budgets()), Unreachable("refused"), False, True)
+    assert script.result == script.slept
+    assert all(isinstance(effect, Sleep | Call) for effect in script.asked)
+
+
+def test_fallback_takes_the_first_that_answers_and_says_who_was_passed_over():
+    class Stream:
+        receipt = Receipt(engine="second")
+
+    def open_on(number):
+        if number == 0:
+            raise Unreachable("refused", engine="first")
+        return Stream()
+        yield
+
+    script = Script(open_first(2, open_on))
+    assert script.result.receipt.notes == ["passed over first: refused"]
+
+
+def test_fallback_does_not_hide_a_wrong_request():
+    def open_on(number):
+        raise ContextOverflow("too long")
+        yield
+
+    with pytest.raises(ContextOverflow):
+        Script(open_first(2, open_on))
+
+
+def test_fallback_that_finds_nobody_lists_all():
+    def open_on(number):
+        raise Unreachable(f"refused {number}", hint="start it")
+        yield
+
+    with pytest.raises(NoEngine) as caught:
+        Script(open_first(2, open_on))
+    assert caught.value.tried == ("engine 1: refused 0", "engine 2: refused 1")
+    assert caught.value.hint == "start it"
+
+
+def test_folding_joins_text_and_keeps_alternatives_apart():
+    folder = Folder()
+    call = ToolCall(id="1", name="f", arguments="{}")
+    end = End(
+        finish_reason="tool_calls",
+        tool_calls=(call,),
+        usage=Usage(1, 2, 3),
+        repairs=("mended",),
+    )
+    for chunk in (
+        Chunk("a", reasoning="r"),
+        Chunk("x", index=1),
+        Chunk("b"),
+        Chunk("y", index=1),
+        Chunk(end=end),
+    ):
+        folder.add(chunk)
+    reply = folder.reply(Receipt(engine="paper"))
+    assert (reply.text, reply.reasoning, reply.alternatives) == ("ab", "r", ("xy",))
+    assert reply.tool_calls == (call,)
+    assert reply.receipt.repairs == ["mended"]
+
+
+@pytest.mark.parametrize("bad", [0, -1, {"first": 3}])
+def test_a_timeout_that_makes_no_sense_is_refused(bad):
+    with pytest.raises(ValueError):
+        Budgets.of(bad)
+
+
+def test_one_number_limits_every_wait_for_tokens():
+    budgets = Budgets.of(2)
+    assert (budgets.first_token, budgets.between_tokens, budgets.whole_reply) == (2, 2, 2)
+    assert budgets.connect == 2
+    assert Budgets.of({"load": 5}).load == 5
