@@ -1,0 +1,285 @@
+"""How large the attention cache and the recurrent state are.
+
+One dispatcher turns a layer and a number of cells into bytes; what differs between engines is how
+many cells a layer gets. llama.cpp allocates once for the whole context; vLLM fills a pool of
+blocks. llama.cpp's rules here reproduce its own dry runs to the MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final
+
+from enginekit.facts.model import Layer, ModelSpec
+from enginekit.sizing.quantization import BLOCKS
+
+CACHE_TYPES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {
+        **{
+            name: (BLOCKS[name.upper()].elements, BLOCKS[name.upper()].bytes)
+            for name in ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+        },
+        "float32": (1, 4),
+        "float16": (1, 2),
+        "bfloat16": (1, 2),
+        "auto": (1, 2),
+        "fp8": (1, 1),
+        "fp8_e4m3": (1, 1),
+        "fp8_e5m2": (1, 1),
+        "int8": (1, 1),
+    }
+)
+"""Cache element types of llama.cpp (`-ctk`, `-ctv`) and vLLM: elements and bytes of a block."""
+
+PADDING: Final = 256
+"""llama.cpp rounds every cell count up to this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Bytes of everything that depends on context length and number of sequences."""
+
+    attention: int
+    """Cells of full attention and latent layers."""
+    sliding: int
+    """Cells of sliding-window and chunked layers."""
+    recurrent: int
+    """Fixed state, one copy per sequence."""
+    context: int
+    """Context after rounding, over all sequences together."""
+    sliding_cells: int
+    """Cells of one sliding layer; 0 without such layers."""
+    low: int
+    high: int
+    """Differ from `total` only if the attention layout is unknown."""
+    reason: str
+    by_kind: Mapping[Layer, int]
+    """Bytes of one layer of each kind that the model has."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.attention + self.sliding + self.recurrent
+
+    def layers(self, spec: ModelSpec) -> tuple[int, ...]:
+        """Bytes of each block, for a split by layers."""
+        return tuple(self.by_kind[layer] for layer in spec.layers)
+
+
+def row_bytes(elements: int, cache_type: str) -> int:
+    """Bytes of one cell's K or V row.
+
+    Raises:
+        ValueError: the type is not one that a cache can have.
+    """
+    block = CACHE_TYPES.get(cache_type)
+    if block is None:
+        raise ValueError(
+            f"unknown cache type {cache_type!r}: one of {', '.join(sorted(CACHE_TYPES))}"
+        )
+    return -(-elements // block[0]) * block[1]
+
+
+def cell_bytes(layer: Layer, type_k: str = "f16", type_v: str = "f16") -> int:
+    """Bytes of one cell of one layer; 0 for a layer without a cache of its own."""
+    if layer.attention in ("none", "shared"):
+        return 0
+    key = layer.kv_heads * layer.key_dim
+    value = layer.kv_heads * layer.value_dim
+    total = row_bytes(key, type_k) + row_bytes(value, type_v)
+    return total + row_bytes(layer.indexer_dim, type_k) if layer.indexer_dim else total
+
+
+@lru_cache(maxsize=1024)
+def _kinds(spec: ModelSpec) -> tuple[tuple[Layer, int], ...]:
+    """The distinct layers of a model and how often each occurs."""
+    counts: dict[Layer, int] = {}
+    for layer in spec.layers:
+        counts[layer] = counts.get(layer, 0) + 1
+    return tuple(counts.items())
+
+
+def bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f16") -> int:
+    """Bytes that each further token costs once sliding windows are full."""
+    return sum(
+        cell_bytes(layer, type_k, type_v) * count
+        for layer, count in _kinds(spec)
+        if not layer.window
+    )
+
+
+def state_bytes(spec: ModelSpec) -> int:
+    """Recurrent state of one sequence in all layers, F32 as llama.cpp stores it."""
+    return spec.recurrent.bytes_f32 * spec.recurrent_layers if spec.recurrent else 0
+
+
+def llamacpp_cache(
+    spec: ModelSpec,
+    context: int,
+    *,
+    slots: int = 1,
+    unified: bool = True,
+    type_k: str = "f16",
+    type_v: str = "f16",
+    ubatch: int = 512,
+    swa_full: bool = False,
+) -> Cache:
+    """What llama.cpp allocates for a context, to the byte (build b11434).
+
+    Args:
+        spec: the model.
+        context: `-c`, tokens over all slots together; 0 means the trained context.
+        slots: `-np`.
+        unified: `--kv-unified`, one pool for all slots (llama-server's own choice when `-np` is not
+            given). Without it each slot gets its share of the context, rounded up.
+        type_k: `-ctk`.
+        type_v: `-ctv`; a quantized type needs flash attention.
+        ubatch: `-ub`.
+        swa_full: `--swa-full`, sliding layers as long as the context.
+    """
+    slots = max(slots, 1)
+    context = context or spec.context_length
+    streams = 1 if unified else slots
+    per_stream = _pad(-(-_pad(context) // streams))
+    window_slots = slots if unified else 1
+    attention = sliding = recurrent = sliding_cells = unknown = 0
+    by_kind: dict[Layer, int] = {}
+    state = spec.recurrent.bytes_f32 * slots if spec.recurrent else 0
+    for layer, count in _kinds(spec):
+        cells = per_stream
+        if layer.window and not swa_full:
+            cells = _pad(min(per_stream, layer.window * window_slots + ubatch))
+        size = cells * streams * cell_bytes(layer, type_k, type_v)
+        fixed = state if layer.recurrent else 0
+        by_kind[layer] = size + fixed
+        recurrent += fixed * count
+        if layer.attention == "unknown":
+            unknown += size * count
+        if layer.window:
+            sliding += size * count
+            sliding_cells = max(sliding_cells, cells)
+        else:
+            attention += size * count
+    total = attention + sliding + recurrent
+    low, high, reason = _band(spec, total, unknown)
+    return Cache(
+        attention=attention,
+        sliding=sliding,
+        recurrent=recurrent,
+        context=per_stream * streams,
+        sliding_cells=sliding_cells,
+        low=low,
+        high=high,
+        reason=reason,
+        by_kind=MappingProxyType(by_kind),
+    )
+
+
+def _pad(cells: int) -> int:
+    return -(-cells // PADDING) * PADDING
+
+
+def _band(spec: ModelSpec, total: int, unknown: int) -> tuple[int, int, str]:
+    if spec.known_layout:
+        return total, total, "one formula per layer; equal to the engine's own figure"
+    # Nothing is assumed: a recurrent model keeps almost nothing, full multi-head attention keeps
+    # K and V of every query head.
+    heads = max(spec.heads, 1)
+    high = total
+    if unknown:
+        high += unknown * heads // max(spec.kv_heads, 1) - unknown
+    return 0, max(high, total), f"unknown attention layout ({spec.architecture})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockPool:
+    """What one request costs in a pool of blocks (vLLM), on one GPU."""
+
+    block_tokens: int
+    per_token: int
+    """Bytes of one token in the layers that keep all tokens."""
+    request: int
+    """Bytes that one request of full length needs, window layers and state included."""
+    max_len: int
+    low: int
+    high: int
+    reason: str
+
+    def tokens(self, available: int) -> int:
+        """Tokens that a pool of so many bytes holds; one block is vLLM's null block."""
+        block = self.per_token * self.block_tokens
+        if not block:
+            return 0
+        return max(available // block - 1, 0) * self.block_tokens
+
+    def requests(self, available: int) -> float:
+        """Requests of full length that fit at once; below 1 vLLM refuses to start."""
+        return available / self.request if self.request else float("inf")
+
+
+def vllm_pool(
+    spec: ModelSpec,
+    max_len: int,
+    *,
+    dtype: str = "auto",
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    block_tokens: int = 16,
+    batched_tokens: int = 2048,
+) -> BlockPool:
+    """Cache of one request of `max_len` tokens on each GPU of vLLM (0.32).
+
+    KV heads are divided by `tensor_parallel` but never below one: beyond that they are replicated.
+    The latent of MLA is never divided. A sliding layer holds the blocks of its window and of the
+    tokens in flight, plus one. Recurrent state takes a page as large as an attention page.
+    """
+    max_len = max_len or spec.context_length
+    per_token = request = unknown = 0
+    page = 0
+    for layer, count in _kinds(spec):
+        token = _vllm_cell(layer, dtype, tensor_parallel)
+        page = max(page, token * block_tokens)
+        if layer.window:
+            seen = min(layer.window - 1 + batched_tokens, max_len)
+            blocks = -(-seen // block_tokens) + 1
+        else:
+            blocks = -(-max_len // block_tokens)
+            per_token += token * count
+        size = blocks * block_tokens * token * count
+        request += size
+        unknown += size if layer.attention == "unknown" else 0
+    if spec.recurrent is not None:
+        state = 2 * spec.recurrent.conv_elements + 4 * spec.recurrent.state_elements
+        state = -(-state // tensor_parallel)
+        padded = -(-state // page) * page if page else state
+        request += padded * spec.recurrent_layers
+    stages = max(pipeline_parallel, 1)
+    low, high, reason = _band(spec, request, unknown)
+    return BlockPool(
+        block_tokens=block_tokens,
+        per_token=-(-per_token // stages),
+        request=-(-request // stages),
+        max_len=max_len,
+        low=-(-low // stages),
+        high=-(-high // stages),
+        reason=reason if not spec.known_layout else "whole blocks of every layer",
+    )
+
+
+def _vllm_cell(layer: Layer, dtype: str, tensor_parallel: int) -> int:
+    if layer.attention in ("none", "shared"):
+        return 0
+    heads = layer.kv_heads
+    if layer.attention != "mla":
+        heads = max(1, heads // max(tensor_parallel, 1)) if heads else 0
+    row = row_bytes(heads * (layer.key_dim + layer.value_dim), dtype)
+    return row + row_bytes(layer.indexer_dim, dtype) if layer.indexer_dim else row
+
+
+def mlc_cache(spec: ModelSpec, tokens: int) -> int:
+    """Bytes of MLC LLM's cache for so many tokens: f16 K and V of every layer, 1.25 B beside."""
+    per_token = sum(cell_bytes(layer) * count for layer, count in _kinds(spec))
+    return tokens * per_token + tokens * 5 // 4 + state_bytes(spec)
