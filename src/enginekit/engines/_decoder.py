@@ -32,6 +32,10 @@ from enginekit.types import (
 USAGE_LOST = "usage lost: the stream was cut after the finish reason and before the token counts"
 
 
+NONSENSE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What reading a payload of the wrong shape raises."""
+
+
 class _OpenCall:
     """A tool call of which pieces are still coming."""
 
@@ -127,6 +131,19 @@ class ReplyDecoder:
             self._end_or(out, truncated)
         return out
 
+    def finish_early(self, reason: str, repair: str) -> End:
+        """End a reply that its reader has had enough of (a stop string found on our side).
+
+        `repair` is the sentence for the receipt; token counts that had not come yet stay None.
+        """
+        self._finished.setdefault(0, reason)
+        self._repairs.append(repair)
+        out: list[Chunk] = []
+        self._complete(out)
+        end = out[0].end
+        assert end is not None
+        return end
+
     # -- for subclasses -----------------------------------------------------------------
 
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
@@ -151,9 +168,7 @@ class ReplyDecoder:
     def _terminal(self) -> bool:
         return len(self._finished) >= self._choices
 
-    def _delta(
-        self, index: int, id: str | None, name: str | None, arguments: str
-    ) -> ToolCallDelta:
+    def _delta(self, index: int, id: str | None, name: str | None, arguments: str) -> ToolCallDelta:
         """Note a piece of a tool call and return it with id and name on the first piece only."""
         call = self._calls.get(index)
         if call is None:
@@ -206,9 +221,7 @@ class ReplyDecoder:
             problem = arguments_problem(arguments)
             if cut and index == last and self._cut_breaks_calls:
                 problem = "the reply was cut by the token limit inside this call"
-            calls.append(
-                ToolCall(id=call.id, name=call.name, arguments=arguments, problem=problem)
-            )
+            calls.append(ToolCall(id=call.id, name=call.name, arguments=arguments, problem=problem))
         return tuple(calls)
 
     _cut_breaks_calls = True
@@ -219,11 +232,15 @@ class ReplyDecoder:
     def _read(self, payload: bytes, out: list[Chunk]) -> None:
         try:
             self._event(payload, out)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            shown = payload[:200].decode("utf-8", "replace")
-            self._malformed(f"an event is not what its protocol says ({error!r}): {shown}")
-            if self.failure is not None:
-                self.failure.__cause__ = error
+        except NONSENSE as error:
+            self._nonsense(payload, error)
+
+    def _nonsense(self, payload: bytes, error: Exception) -> None:
+        """A payload could not be read: leave a MalformedReply that shows it."""
+        shown = payload[:200].decode("utf-8", "replace")
+        self._malformed(f"an event is not what its protocol says ({error!r}): {shown}")
+        if self.failure is not None:
+            self.failure.__cause__ = error
 
     def _malformed(self, what: str) -> None:
         self.failure = MalformedReply(

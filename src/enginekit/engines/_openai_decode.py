@@ -1,0 +1,312 @@
+"""Read replies of the OpenAI dialect: chat and completions, streamed and whole.
+
+The stream decoder is the hot path of the library: an event costs little more than its
+`json.loads`. The common event, a piece of text and nothing else, takes a short road; what is rare
+(roles, finish reasons, usage, logprobs, tool calls, errors) takes the long one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from enginekit.drivers.framing import SSE, Frames, Whole
+from enginekit.engine import Engine
+from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.errors import MalformedReply
+from enginekit.types import Chunk, Timings, TokenLogprob, ToolCallDelta, Usage
+
+DONE: Final = b"[DONE]"
+
+_scan: Final = json.JSONDecoder().raw_decode
+
+
+def parse_json(payload: bytes) -> Any:
+    """One JSON document. Raises ValueError for anything else.
+
+    `json.loads` on bytes first guesses their encoding; servers send UTF-8, so this does not.
+    """
+    text = payload.decode().strip()
+    value, end = _scan(text)
+    if end != len(text):
+        raise ValueError(f"more than one JSON document: {text[end : end + 40]!r}")
+    return value
+
+
+class OpenAIDecoder(ReplyDecoder):
+    """Server-sent events of `chat.completion.chunk` or `text_completion` objects.
+
+    Complete when every choice has its finish reason. `[DONE]` ends the reading and proves nothing:
+    vLLM sends it after errors, too. The chunk with `end` comes at `[DONE]` or at the end of the
+    body, so that the usage event is in it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        choices: int = 1,
+        turn: int = 0,
+        wants_usage: bool = True,
+        path: str = "",
+        frames: Frames | None = None,
+    ) -> None:
+        super().__init__(
+            engine,
+            SSE() if frames is None else frames,
+            choices=choices,
+            turn=turn,
+            wants_usage=wants_usage,
+            path=path,
+        )
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """Chunks that these bytes complete; stops at the first fault."""
+        out: list[Chunk] = []
+        try:
+            payloads = self._frames.feed(data)
+        except MalformedReply as error:
+            self._malformed(str(error))
+            return out
+        texts = self._texts
+        for payload in payloads:
+            try:
+                if payload == DONE:
+                    self._done_mark(out)
+                    return out
+                line = payload.decode()
+                event, end = _scan(line)
+                if end != len(line):
+                    event = parse_json(payload)
+                choices = event.get("choices")
+                if choices and len(choices) == 1 and self._id is not None:
+                    choice = choices[0]
+                    delta = choice.get("delta")
+                    if (
+                        delta
+                        and choice.get("finish_reason") is None
+                        and not choice.get("logprobs")
+                        and not choice.get("index")
+                        and (text := delta.get("content"))
+                        and (len(delta) == 1 or not _has_more(delta))
+                        and "error" not in event
+                        and not event.get("usage")
+                    ):
+                        texts.append(text)
+                        out.append(Chunk(text))
+                        continue
+                self._take(event, payload, out)
+            except NONSENSE as error:
+                self._nonsense(payload, error)
+            if self.failure is not None:
+                break
+        return out
+
+    def _event(self, payload: bytes, out: list[Chunk]) -> None:
+        if payload == DONE:
+            self._done_mark(out)
+        else:
+            self._take(parse_json(payload), payload, out)
+
+    def _done_mark(self, out: list[Chunk]) -> None:
+        if self._terminal:
+            self._complete(out)
+        else:
+            self.failure = self._truncated("the stream ended with [DONE] and no finish reason")
+
+    def _take(self, event: Mapping[str, Any], payload: bytes, out: list[Chunk]) -> None:
+        """Read one whole event by the long road."""
+        if event.get("error"):
+            self._refused(payload)
+            return
+        if usage := event.get("usage"):
+            self._usage = read_usage(usage)
+        if timings := event.get("timings"):
+            self._timings = read_timings(timings)
+            self._extra["timings"] = timings
+        if self._id is None:
+            self._id = event.get("id")
+        if self._model is None:
+            self._model = event.get("model")
+        if fingerprint := event.get("system_fingerprint"):
+            self._fingerprint = fingerprint
+        if metrics := event.get("metrics"):
+            self._extra["metrics"] = metrics
+        for choice in event["choices"]:
+            self._choice(choice, out)
+
+    def _choice(self, choice: Mapping[str, Any], out: list[Chunk]) -> None:
+        index = choice.get("index") or 0
+        body = choice.get("delta") or choice.get("message") or {}
+        text = _text(body.get("content") or choice.get("text") or "")
+        reasoning = (
+            body.get("reasoning_content") or body.get("reasoning") or body.get("thinking") or ""
+        )
+        if index == 0:
+            if text:
+                self._texts.append(text)
+            if reasoning:
+                self._reasonings.append(reasoning)
+        calls = self._calls_in(body.get("tool_calls") or (), index)
+        found = choice.get("logprobs")
+        logprobs = read_logprobs(found) if found else None
+        if text or reasoning or calls or logprobs:
+            out.append(Chunk(text, reasoning, tool_calls=calls, logprobs=logprobs, index=index))
+        if reason := choice.get("finish_reason"):
+            self._finish(reason, index)
+            if choice.get("stop_reason") is not None:
+                self._extra["stop_reason"] = choice["stop_reason"]
+
+    def _calls_in(
+        self, pieces: Sequence[Mapping[str, Any]], choice: int
+    ) -> tuple[ToolCallDelta, ...]:
+        # Encoders refuse tools together with n > 1, so the calls of other choices cannot come.
+        if not pieces or choice:
+            return ()
+        deltas = []
+        for place, piece in enumerate(pieces):
+            function = piece.get("function") or {}
+            arguments = function.get("arguments")
+            if arguments is None:
+                arguments = ""
+            elif not isinstance(arguments, str):
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            index = piece.get("index")
+            deltas.append(
+                self._delta(
+                    place if index is None else index,
+                    piece.get("id"),
+                    function.get("name"),
+                    arguments,
+                )
+            )
+        return tuple(deltas)
+
+
+class OpenAIWholeDecoder(OpenAIDecoder):
+    """One `chat.completion` or `text_completion` object; HTTP 200 alone is not success.
+
+    A choice without a finish reason is a truncated reply, an empty body too.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        choices: int = 1,
+        turn: int = 0,
+        wants_usage: bool = True,
+        path: str = "",
+    ) -> None:
+        super().__init__(
+            engine,
+            choices=choices,
+            turn=turn,
+            wants_usage=wants_usage,
+            path=path,
+            frames=Whole(),
+        )
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """Nothing: the document is complete at the end of the body."""
+        try:
+            self._frames.feed(data)
+        except MalformedReply as error:
+            self._malformed(str(error))
+        return []
+
+    def eof(self) -> list[Chunk]:
+        """The whole reply, or a failure."""
+        out: list[Chunk] = []
+        if self.done or self.failure is not None:
+            return out
+        body = self._frames.eof() or b""
+        if not body.strip():
+            self.failure = self._truncated("the reply was empty")
+            return out
+        self._read(body, out)
+        if self.failure is None:
+            if self._terminal:
+                self._complete(out)
+            else:
+                self.failure = self._truncated("the reply has no finish reason")
+        return out if self.failure is None else []
+
+
+def _has_more(delta: Mapping[str, Any]) -> bool:
+    return bool(
+        delta.get("tool_calls")
+        or delta.get("reasoning_content")
+        or delta.get("reasoning")
+        or delta.get("thinking")
+    )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content)
+
+
+def read_usage(usage: Mapping[str, Any]) -> Usage:
+    """Token counts of an OpenAI `usage` object, with the details where they are given."""
+    prompt = usage.get("prompt_tokens") or 0
+    completion = usage.get("completion_tokens") or 0
+    prompt_details = usage.get("prompt_tokens_details") or {}
+    completion_details = usage.get("completion_tokens_details") or {}
+    return Usage(
+        prompt,
+        completion,
+        usage.get("total_tokens") or prompt + completion,
+        prompt_details.get("cached_tokens"),
+        completion_details.get("reasoning_tokens"),
+    )
+
+
+def read_timings(timings: Mapping[str, Any]) -> Timings:
+    """llama.cpp's `timings`, which are in milliseconds, in seconds."""
+    prompt = timings.get("prompt_ms")
+    generation = timings.get("predicted_ms")
+    return Timings(
+        prompt=None if prompt is None else prompt / 1000,
+        generation=None if generation is None else generation / 1000,
+        total=None if prompt is None or generation is None else (prompt + generation) / 1000,
+    )
+
+
+def read_logprobs(found: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    """Log-probabilities in the chat shape (`content[]`) or the old one of completions (`tokens[]`).
+
+    A null log-probability (the first token of an echoed prompt has none) becomes NaN.
+    """
+    if content := found.get("content"):
+        return tuple(_logprob(entry) for entry in content)
+    tokens = found.get("tokens")
+    if not tokens:
+        return None
+    values = found.get("token_logprobs") or [None] * len(tokens)
+    tops = found.get("top_logprobs") or [None] * len(tokens)
+    return tuple(
+        TokenLogprob(
+            token,
+            _number(value),
+            top=tuple(TokenLogprob(other, _number(at)) for other, at in (top or {}).items()),
+        )
+        for token, value, top in zip(tokens, values, tops)
+    )
+
+
+def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
+    raw = entry.get("bytes")
+    return TokenLogprob(
+        entry.get("token") or "",
+        _number(entry.get("logprob")),
+        None if raw is None else bytes(raw),
+        entry.get("id"),
+        tuple(_logprob(other) for other in entry.get("top_logprobs") or ()),
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
