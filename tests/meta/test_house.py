@@ -53,9 +53,11 @@ def test_no_branch_on_an_engines_name_outside_its_own_file():
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Compare):
-                for side in (node.left, *node.comparators):
-                    if isinstance(side, ast.Constant) and side.value in names:
-                        found.append(f"{path.relative_to(SRC)}:{node.lineno} {side.value}")
+                found += [
+                    f"{path.relative_to(SRC)}:{node.lineno} {side.value}"
+                    for side in (node.left, *node.comparators)
+                    if isinstance(side, ast.Constant) and side.value in names
+                ]
     assert found == []
 
 

@@ -91,9 +91,7 @@ def _whole(client: Client, request: ChatRequest, progress: ProgressDisplay) -> N
     )
 
 
-def _stream(
-    client: Client, request: ChatRequest, progress: ProgressDisplay, receipt: bool
-) -> str:
+def _stream(client: Client, request: ChatRequest, progress: ProgressDisplay, receipt: bool) -> str:
     """Print a reply as it comes; returns its text."""
     if client.engine is None:
         progress.start(None, "connecting")

@@ -109,9 +109,7 @@ class ProgressDisplay:
                 else (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             )
             self._live = Progress(*columns, console=stderr, transient=True)
-            self._task = self._live.add_task(
-                self._label, total=self._total, completed=self._done
-            )
+            self._task = self._live.add_task(self._label, total=self._total, completed=self._done)
             self._live.start()
 
     def _say(self) -> None:

@@ -28,6 +28,7 @@ from enginekit.errors import (
 from enginekit.facts.engine import Load, ModelCard, ServerFacts
 from enginekit.fallback import open_first
 from enginekit.kit import embedded
+from enginekit.kit.describe import Description, describe
 from enginekit.kit.route import Route, forget_route, probe_once, resolve
 from enginekit.operations import Folder, open_reply
 from enginekit.types import (
@@ -144,6 +145,15 @@ class Client:
         if self.route is not None and self.route.model:
             return self.route.model
         return str(self.config.value("model") or "")
+
+    def describe(self) -> Description:
+        """Engine, version, address, process, wire and model in use; connects if need be."""
+        if self.route is None:
+            self.connect()
+        route = self.route
+        if route is None:
+            raise NoEngine("no engine is in use")
+        return describe(route)
 
     # -- blocking --------------------------------------------------------------------------
 
