@@ -60,8 +60,11 @@ class FileLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
+        self._pid = 0
 
-    def acquire(self, timeout: float | None = None, waiting: Callable[[], None] | None = None) -> bool:
+    def acquire(
+        self, timeout: float | None = None, waiting: Callable[[], None] | None = None
+    ) -> bool:
         """Take the lock. False when `timeout` seconds pass first; None waits without end.
 
         `waiting` is called about twenty times a second while another holds it.
@@ -82,13 +85,13 @@ class FileLock:
             if not taken:
                 _held.discard(fd)
                 os.close(fd)
-        self._fd = fd
+        self._fd, self._pid = fd, os.getpid()
         return True
 
     def release(self) -> None:
         """Give the lock back; does nothing in a process that inherited it by fork."""
         fd, self._fd = self._fd, None
-        if fd is not None and fd in _held:
+        if fd is not None and self._pid == os.getpid():
             _held.discard(fd)
             os.close(fd)
 
