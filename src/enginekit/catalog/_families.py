@@ -1,0 +1,65 @@
+"""Which llama.cpp architectures keep their past in which way: data for the header reader.
+
+Source: llama.cpp src/models/*.cpp, build b11434.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PLAIN: Final = _words(
+    """llama deci falcon grok gpt2 gptj gptneox mpt baichuan starcoder refact bloom stablelm qwen
+    qwen2 qwen2moe qwen2vl qwen3 qwen3moe qwen3vl qwen3vlmoe phi2 phi3 phimoe plamo codeshell orion
+    internlm2 minicpm gemma starcoder2 xverse command-r dbrx olmo olmoe openelm arctic deepseek
+    chatglm glm4 glm4moe bitnet jais nemotron exaone granite granitemoe chameleon bailingmoe
+    bailingmoe2 dots1 arcee ernie4_5 ernie4_5-moe hunyuan-moe hunyuan-dense smollm3 seed_oss
+    grovemoe apertus minimax-m2 mistral3 cogvlm pangu-embedded rnd1 dream llada llada-moe
+    maincoder talkie"""
+)
+"""A cache cell per token in every layer that has KV heads."""
+
+WINDOWED: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "gemma2": 2,
+        "gemma3": 6,
+        "gemma3n": 5,
+        "gemma4": 6,
+        "gpt-oss": 2,
+        "cohere2": 4,
+        "exaone4": 4,
+        "exaone-moe": 4,
+        "olmo2": 4,
+        "llama4": 4,
+        "afmoe": 4,
+        "smallthinker": 4,
+        "gemma-embedding": 6,
+        "modern-bert": 3,
+        "laguna": 4,
+    }
+)
+"""Sliding windows that llama.cpp honours: every which layer is full if the file does not say."""
+
+DENSE_FIRST: Final = frozenset(("modern-bert", "laguna"))
+DEFAULT_WINDOW: Final = {"llama4": 8192, "gemma2": 4096}
+LATENT: Final = frozenset(("deepseek2", "deepseek32", "glm-dsa", "minicpm3", "mistral4", "plm"))
+RECURRENT_ONLY: Final = frozenset(("mamba", "mamba2", "rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7"))
+HYBRID: Final = _words(
+    """jamba falcon-h1 granitehybrid nemotron_h nemotron_h_moe plamo2 lfm2 lfm2moe qwen3next qwen35
+    qwen35moe kimi-linear"""
+)
+ENCODERS: Final = _words(
+    """bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 modern-bert neo-bert eurobert
+    gemma-embedding t5encoder"""
+)
+KNOWN: Final = PLAIN | set(WINDOWED) | LATENT | RECURRENT_ONLY | HYBRID | ENCODERS
+"""Every architecture whose cache is computed rather than bounded."""
+
+GDN: Final = frozenset(("qwen3next", "qwen35", "qwen35moe"))
+VISION: Final = frozenset(("qwen2vl", "qwen3vl", "qwen3vlmoe", "llama4", "cogvlm", "chameleon"))
