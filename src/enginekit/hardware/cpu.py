@@ -1,0 +1,375 @@
+"""Processors, from `/proc/cpuinfo`, `lscpu`, `sysctl` or Windows CIM.
+
+Physical cores are counted as distinct (socket, core) pairs; performance cores of a hybrid part come
+from sysfs or `sysctl`. Memory bandwidth is read off a table by model name, or measured on request.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from enginekit.facts.machine import Cpu
+from enginekit.hardware._look import Look
+from enginekit.hardware._text import integer, items, loads, mapping, pairs, text
+from enginekit.hardware.apple import sysctl_facts
+from enginekit.hardware.tables import apple_row, cpu_row
+
+# Names as kernels test for them; Linux x86 flag, ARM feature or macOS suffix → ours.
+_ISA = {
+    "sse4_2": "sse4.2", "ssse3": "ssse3", "avx": "avx", "avx2": "avx2", "fma": "fma", "f16c": "f16c", "bmi2": "bmi2",
+    "avx_vnni": "avx-vnni", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512_vnni": "avx512-vnni",
+    "avx512_bf16": "avx512-bf16", "avx512_fp16": "avx512-fp16", "amx_tile": "amx-tile", "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16", "asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "fp16",
+    "i8mm": "i8mm", "bf16": "bf16", "sve": "sve", "sve2": "sve2", "sme": "sme", "vsx": "vsx",
+    "AdvSIMD": "neon", "FEAT_DotProd": "dotprod", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16", "FEAT_FP16": "fp16", "FEAT_SME": "sme",
+    "avx2_0": "avx2", "avx1_0": "avx", "avx512f_mac": "avx512f",
+}  # fmt: skip
+_VENDORS = {
+    "genuineintel": "intel", "authenticamd": "amd", "hygongenuine": "hygon", "centaurhauls": "centaur",
+    "arm": "arm", "ampere": "ampere", "apple": "apple", "nvidia": "nvidia", "qualcomm": "qualcomm",
+    "0x41": "arm", "0xc0": "ampere", "0x61": "apple", "0x4e": "nvidia", "0x51": "qualcomm", "0x48": "hisilicon", "0x42": "broadcom", "0x46": "fujitsu",
+}  # fmt: skip
+# MIDR part numbers of implementer 0x41, from the ARM technical reference manuals.
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
+    "0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2", "0xd85": "Cortex-X925", "0xd87": "Cortex-A725",
+    "0xc07": "Cortex-A7", "0xc0f": "Cortex-A15", "0xb76": "ARM1176",
+}  # fmt: skip
+
+
+def read(look: Look, system: str) -> Cpu:
+    """What this system offers: `/proc/cpuinfo` and sysfs, `sysctl`, or PowerShell's CIM."""
+    if system == "linux":
+        return _with_topology(parse_cpuinfo(look.read("/proc/cpuinfo"), board=_board(look)), look)
+    if system == "macos":
+        from enginekit.hardware.apple import read_sysctl
+
+        return parse_sysctl(read_sysctl(look))
+    return parse_cim(look.run("powershell", "-NoProfile", "-Command", CIM_COMMAND))
+
+
+CIM_COMMAND = (
+    "@{Processor=@(Get-CimInstance Win32_Processor|Select-Object Name,Manufacturer,NumberOfCores,"
+    "NumberOfLogicalProcessors,Architecture);Memory=@(Get-CimInstance Win32_PhysicalMemory|"
+    "Select-Object Capacity,ConfiguredClockSpeed,Speed,SMBIOSMemoryType,DataWidth)}|ConvertTo-Json -Depth 4"
+)
+
+
+def parse(source: str, *, board: str = "") -> Cpu:
+    """Recognises `/proc/cpuinfo`, `lscpu`, `sysctl` output or CIM JSON; never raises."""
+    if "hw.memsize" in source or "machdep.cpu" in source or "hw.physicalcpu" in source:
+        return parse_sysctl(source)
+    if source.lstrip()[:1] in {"{", "["}:
+        return parse_cim(source)
+    if re.search(r"^Architecture:", source, re.MULTILINE):
+        return parse_lscpu(source)
+    return parse_cpuinfo(source, board=board)
+
+
+def parse_cpuinfo(source: str, *, board: str = "") -> Cpu:
+    """`/proc/cpuinfo` of x86, ARM, POWER or RISC-V.
+
+    Args:
+        source: the file.
+        board: `/proc/device-tree/model`; names the memory of single-board computers.
+    """
+    blocks: list[dict[str, str]] = [{}]
+    for line in source.splitlines():
+        key, found, value = line.partition(":")
+        if not line.strip():
+            if blocks[-1]:
+                blocks.append({})
+        elif found:
+            blocks[-1].setdefault(key.strip().lower(), value.strip())
+    entries = [block for block in blocks if "processor" in block]
+    everything: dict[str, str] = {}
+    for block in blocks:
+        for key, value in block.items():
+            everything.setdefault(key, value)
+    cores = {
+        (block.get("physical id", "0"), block["core id"]) for block in entries if "core id" in block
+    }
+    sockets = {block["physical id"] for block in entries if "physical id" in block}
+    implementer = everything.get("cpu implementer", "").lower()
+    parts = [
+        _ARM_PARTS.get(part, "")
+        for part in dict.fromkeys(block.get("cpu part", "").lower() for block in entries)
+    ]
+    model = everything.get("model name", "") if "cpu part" not in everything else ""
+    model = (
+        model
+        or " + ".join(name for name in parts if name)
+        or everything.get("cpu", "")
+        or everything.get("model name", "")
+    )
+    features = everything.get("flags", "") or everything.get("features", "")
+    vendor = everything.get("vendor_id", "") or implementer
+    logical = len(entries) or None
+    physical = len(cores) or (logical if implementer else None)
+    board = board or everything.get("model", "") if implementer else board
+    cpu = Cpu(
+        vendor=_vendor(vendor),
+        model=model,
+        architecture=_architecture(everything, features),
+        sockets=len(sockets) or (1 if entries else None),
+        physical_cores=physical,
+        performance_cores=physical,
+        logical_cores=logical,
+        isa=_isa(features.split()),
+        virtual="hypervisor" in features.split(),
+        how={"model": "/proc/cpuinfo", "logical_cores": "/proc/cpuinfo"} if entries else {},
+    )
+    return tabled(cpu, board)
+
+
+def parse_lscpu(source: str) -> Cpu:
+    """`lscpu`, in English."""
+    facts: dict[str, str] = {}
+    models: list[str] = []
+    hybrid_cores = 0
+    for key, value in pairs(source):
+        if key == "Model name":
+            models.append(value)
+        if key in {"Core(s) per socket", "Core(s) per cluster"} and len(models) > 1:
+            hybrid_cores += integer(value) or 0
+        facts.setdefault(key, value)
+    first_cores = integer(facts.get("Core(s) per socket")) or integer(
+        facts.get("Core(s) per cluster")
+    )
+    sockets = integer(facts.get("Socket(s)")) or integer(facts.get("Cluster(s)"))
+    physical = (first_cores or 0) * (sockets or 1) + hybrid_cores or None
+    features = facts.get("Flags", "").split()
+    cpu = Cpu(
+        vendor=_vendor(facts.get("Vendor ID", "")),
+        model=" + ".join(dict.fromkeys(models)),
+        architecture=facts.get("Architecture", "").lower(),
+        sockets=sockets,
+        physical_cores=physical,
+        performance_cores=physical,
+        logical_cores=integer(facts.get("CPU(s)")),
+        numa_nodes=integer(facts.get("NUMA node(s)")),
+        isa=_isa(features),
+        virtual="Hypervisor vendor" in facts,
+        how={"model": "lscpu", "logical_cores": "lscpu"} if facts else {},
+    )
+    return tabled(cpu)
+
+
+def parse_sysctl(source: str) -> Cpu:
+    """macOS `sysctl hw machdep.cpu`; an Intel Mac's flags are in `machdep.cpu.features`."""
+    facts = sysctl_facts(source)
+    model = facts.get("machdep.cpu.brand_string", "")
+    listed = " ".join(
+        facts.get(name, "") for name in ("machdep.cpu.features", "machdep.cpu.leaf7_features")
+    )
+    switched = [
+        name.rsplit(".", 1)[-1]
+        for name, value in facts.items()
+        if name.startswith("hw.optional.") and value == "1"
+    ]
+    apple = model.startswith("Apple")
+    row = apple_row(model, None, integer(facts.get("hw.memsize"))) if apple else None
+    physical = integer(facts.get("hw.physicalcpu"))
+    known = {"model": "sysctl machdep.cpu.brand_string"} if model else {}
+    if row is not None:
+        known["bandwidth_bytes_per_second"] = f"table: {row.chip}, shared with the GPU"
+    cpu = Cpu(
+        vendor="apple" if apple else _vendor(facts.get("machdep.cpu.vendor", "")),
+        model=model,
+        architecture="arm64" if apple else ("x86_64" if model else ""),
+        sockets=integer(facts.get("hw.packages")) or (1 if model else None),
+        physical_cores=physical,
+        performance_cores=integer(facts.get("hw.perflevel0.physicalcpu")) or physical,
+        logical_cores=integer(facts.get("hw.logicalcpu")) or integer(facts.get("hw.ncpu")),
+        isa=_isa([*switched, *_intel_mac(listed)]) or (("neon",) if apple else ()),
+        bandwidth_bytes_per_second=row.bandwidth if row else None,
+        how=known,
+    )
+    return cpu if apple else tabled(cpu)
+
+
+def parse_cim(source: str | Mapping[str, Any]) -> Cpu:
+    """JSON of `CIM_COMMAND`, or of `Get-CimInstance Win32_Processor | ConvertTo-Json` alone."""
+    document = loads(source)
+    nested = mapping(document).get("Processor") if "Processor" in mapping(document) else document
+    sockets = [mapping(entry) for entry in items(nested)]
+    sockets = [
+        entry
+        for entry in sockets
+        if "NumberOfCores" in entry or "NumberOfLogicalProcessors" in entry
+    ]
+    if not sockets:
+        return Cpu()
+    cores = sum(integer(entry.get("NumberOfCores")) or 0 for entry in sockets) or None
+    cpu = Cpu(
+        vendor=_vendor(text(sockets[0].get("Manufacturer"))),
+        model=text(sockets[0].get("Name")),
+        architecture={9: "x86_64", 12: "arm64", 0: "x86"}.get(
+            integer(sockets[0].get("Architecture")) or -1, ""
+        ),
+        sockets=len(sockets),
+        physical_cores=cores,
+        performance_cores=cores,
+        logical_cores=sum(integer(entry.get("NumberOfLogicalProcessors")) or 0 for entry in sockets)
+        or None,
+        how={"model": "Win32_Processor", "logical_cores": "Win32_Processor"},
+    )
+    return _with_modules(
+        tabled(cpu), [mapping(entry) for entry in items(mapping(document).get("Memory"))]
+    )
+
+
+def tabled(cpu: Cpu, board: str = "") -> Cpu:
+    """The same CPU with memory bandwidth from the table, unless it is virtual or unknown.
+
+    A virtual machine shares its host's channels: the nominal figure would promise too much.
+    """
+    row = cpu_row(f"{cpu.model} {board}".strip())
+    if row is None or cpu.bandwidth_bytes_per_second is not None or cpu.virtual:
+        return cpu
+    return replace(
+        cpu,
+        memory_channels=row.channels * (cpu.sockets or 1),
+        memory_type=row.memory_type,
+        memory_mega_transfers=row.mega_transfers,
+        bandwidth_bytes_per_second=row.bandwidth * (cpu.sockets or 1),
+        how={
+            **cpu.how,
+            "bandwidth_bytes_per_second": f"table: fastest memory the part takes ({row.source})",
+        },
+    )
+
+
+def measure_bandwidth(seconds: float = 0.3, threads: int | None = None) -> int:
+    """Bytes per second that copying reaches, read and write counted; about 80 % of nominal.
+
+    Each thread copies 64 MiB blocks, far larger than a cache, until the time is over. Takes
+    128 MiB per thread while it runs, so at most eight threads are used.
+    """
+    count = max(1, min(threads or os.cpu_count() or 1, 8))
+    block = 64 * 1024 * 1024
+    copied = [0] * count
+    barrier = threading.Barrier(count + 1)
+
+    def work(slot: int) -> None:
+        source = ctypes.create_string_buffer(block)
+        target = ctypes.create_string_buffer(block)
+        ctypes.memset(source, 1, block)
+        ctypes.memset(target, 2, block)
+        barrier.wait()
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            ctypes.memmove(target, source, block)
+            copied[slot] += 2 * block
+
+    workers = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(count)]
+    for worker in workers:
+        worker.start()
+    barrier.wait()
+    begun = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return round(sum(copied) / max(time.perf_counter() - begun, 1e-9))
+
+
+def _with_modules(cpu: Cpu, modules: list[Mapping[str, Any]]) -> Cpu:
+    """Bandwidth from the memory modules that Windows lists; consumer boards have two channels."""
+    rates = [
+        rate
+        for module in modules
+        if (rate := integer(module.get("ConfiguredClockSpeed")) or integer(module.get("Speed")))
+    ]
+    if not rates:
+        return cpu
+    table = cpu_row(cpu.model)
+    most = (table.channels if table else 2) * (cpu.sockets or 1)
+    channels = min(len(rates), most)
+    kind = {24: "DDR3", 26: "DDR4", 34: "DDR5", 35: "LPDDR5"}.get(
+        integer(modules[0].get("SMBIOSMemoryType")) or 0, ""
+    )
+    rate = min(rates)
+    return replace(
+        cpu,
+        memory_channels=channels,
+        memory_type=kind or cpu.memory_type,
+        memory_mega_transfers=rate,
+        bandwidth_bytes_per_second=rate * 10**6 * 8 * channels,
+        how={
+            **cpu.how,
+            "bandwidth_bytes_per_second": f"Win32_PhysicalMemory: {rate} MT/s x {channels} channels",
+        },
+    )
+
+
+def _with_topology(cpu: Cpu, look: Look) -> Cpu:
+    changes: dict[str, Any] = {}
+    nodes = [path for path in look.glob("/sys/devices/system/node/node*") if path[-1].isdigit()]
+    if nodes:
+        changes["numa_nodes"] = len(nodes)
+    pairs_seen = {
+        (look.read(f"{path}/physical_package_id").strip(), look.read(f"{path}/core_id").strip())
+        for path in look.glob("/sys/devices/system/cpu/cpu[0-9]*/topology")
+    }
+    if pairs_seen and cpu.physical_cores is None:
+        changes["physical_cores"] = changes["performance_cores"] = len(pairs_seen)
+    fast = _cpu_list(look.read("/sys/devices/cpu_core/cpus"))
+    if fast:
+        cores = {
+            (
+                look.read(f"/sys/devices/system/cpu/cpu{n}/topology/physical_package_id").strip(),
+                look.read(f"/sys/devices/system/cpu/cpu{n}/topology/core_id").strip() or str(n),
+            )
+            for n in fast
+        }
+        changes["performance_cores"] = len(cores)
+    return replace(cpu, **changes) if changes else cpu
+
+
+def _cpu_list(source: str) -> list[int]:
+    """`0-3,8` → [0, 1, 2, 3, 8]; at most 8192 entries."""
+    found: list[int] = []
+    for part in source.strip().split(","):
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+        if match is not None:
+            last = int(match.group(2) or match.group(1))
+            found.extend(range(int(match.group(1)), min(last, 8191) + 1))
+    return found[:8192]
+
+
+def _board(look: Look) -> str:
+    return look.read("/proc/device-tree/model").strip("\x00\n ")
+
+
+def _vendor(raw: str) -> str:
+    lowered = raw.strip().lower()
+    return _VENDORS.get(lowered, lowered.split()[0] if lowered else "")
+
+
+def _architecture(facts: Mapping[str, str], features: str) -> str:
+    if "vendor_id" in facts and "flags" in facts:
+        return "x86_64" if "lm" in features.split() else "i686"
+    if "cpu architecture" in facts:
+        return (
+            "aarch64"
+            if facts["cpu architecture"] in {"8", "AArch64"} and "asimd" in features
+            else "armv" + facts["cpu architecture"][:1]
+        )
+    return "riscv64" if facts.get("isa", "").startswith("rv64") else ""
+
+
+def _isa(names: list[str]) -> tuple[str, ...]:
+    return tuple(sorted({_ISA[name] for name in names if name in _ISA}))
+
+
+def _intel_mac(listed: str) -> list[str]:
+    renamed = {"AVX1.0": "avx", "SSE4.2": "sse4_2"}
+    return [renamed.get(name, name.lower()) for name in listed.split()]
