@@ -16,11 +16,10 @@ from enginekit.engine import Engine
 from enginekit.errors import BadRequest, Unsupported
 from enginekit.types import (
     UNSET,
-    ChatRequest,
-    CompletionRequest,
     Entry,
     Outcome,
     Receipt,
+    Request,
     Sampling,
 )
 
@@ -42,6 +41,8 @@ TUNING: Final = frozenset(
         "mirostat_tau",
         "mirostat_eta",
         "keep_alive",
+        "reasoning",
+        "request_id",
     }
 )
 """Fields that may be left out with a warning. Everything else is sent, emulated or refused."""
@@ -135,9 +136,7 @@ class Draft:
 
     __slots__ = ("_claims", "_dialect", "_engine", "_request", "body", "receipt")
 
-    def __init__(
-        self, engine: Engine, request: ChatRequest | CompletionRequest, dialect: str
-    ) -> None:
+    def __init__(self, engine: Engine, request: Request, dialect: str) -> None:
         self.body: dict[str, Any] = {}
         self.receipt: Receipt = engine.receipt()
         self._engine = engine
@@ -153,18 +152,19 @@ class Draft:
         outcome: Outcome,
         parts: Mapping[str, Any] | None = None,
         *,
+        also: str = "",
         case: str = "",
         note: str = "",
     ) -> None:
         """Place `parts` (path to value) in the body and note what became of `field`.
 
-        Raises BadRequest when a path is already taken: then two settings contradict each other.
+        `also` names paths that carry the field, too, and are placed by another entry. Raises
+        BadRequest when a path is already taken: then two settings contradict each other.
         """
         for path, value in (parts or {}).items():
             self._place(path, value, field)
-        self.receipt.entries.append(
-            Entry(field, outcome, self.rule_id(field, case), " ".join(parts or ()), note)
-        )
+        wire = " ".join((*(parts or ()), *also.split()))
+        self.receipt.entries.append(Entry(field, outcome, self.rule_id(field, case), wire, note))
 
     def need(self, path: str, value: Any, *, case: str = "", note: str = "") -> None:
         """Something the engine needs that the caller did not ask for."""
