@@ -69,6 +69,13 @@ class Fault:
     is_json: bool = False
     error: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def meant(self) -> int:
+        """The status that is meant: an error event inside a 200 stream carries its own as `code`."""
+        if self.status == 200 and self.code.isdigit() and 400 <= int(self.code) < 600:
+            return int(self.code)
+        return self.status
+
 
 def read_fault(status: int, headers: Mapping[str, str], body: bytes, *, path: str = "") -> Fault:
     """Take an error body apart, whatever its shape and whatever its Content-Type says.
@@ -181,7 +188,7 @@ class Case:
 
     def match(self, fault: Fault) -> re.Match[str] | bool | None:
         """A truthy value when this row takes the fault; the match if it has a text."""
-        if self.status and fault.status not in self.status:
+        if self.status and fault.meant not in self.status:
             return False
         if self.type and fault.type != self.type:
             return False

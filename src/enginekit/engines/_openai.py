@@ -49,14 +49,14 @@ class Plan:
         path: where it is sent.
         stream: whether the server is asked to stream, which may differ from what the caller wants.
         wraps: decoders to put around the reply's, innermost first.
-        lifts: whether the reply's text is a constrained tool call.
+        native: the route speaks the engine's own format, without the dialect's stream options.
     """
 
     messages: tuple[Message, ...] = ()
     path: str = ""
     stream: bool = False
     wraps: list[Wrap] = field(default_factory=list)
-    lifts: bool = False
+    native: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -107,6 +107,7 @@ class OpenAIEngine(Engine):
             messages=request.messages,
             path=self.chat_path,
             stream=stream or bool(self.always_streams),
+            wraps=self._chat_wraps(),
         )
         self._check_messages(draft, request)
         self._model(draft, request.model)
@@ -128,6 +129,10 @@ class OpenAIEngine(Engine):
         n = request.sampling.n
         if request.tools and n is not UNSET and n > 1:
             draft.refuse("sampling.n", "tool calls of several alternatives cannot be told apart")
+
+    def _chat_wraps(self) -> list[Wrap]:
+        """Decoders that every chat reply is read through, innermost first."""
+        return []
 
     def _model(self, draft: Draft, model: str) -> None:
         """The model's name, as the server wants it."""
@@ -270,7 +275,6 @@ class OpenAIEngine(Engine):
         answer = mode == "auto"
         plan.messages = add_instruction(plan.messages, call_text(offered, answer=answer))
         plan.notes.append("the tools are described in the system message")
-        plan.lifts = True
         where = self._schema_parts(call_schema(offered, answer=answer), "tool_call", None)
         paths = " ".join(where)
         draft.enter(
@@ -340,9 +344,7 @@ class OpenAIEngine(Engine):
         draft = Draft(self, request, self.dialect)
         plan = Plan(path=self.completion_path, stream=stream or bool(self.always_streams))
         self._model(draft, request.model)
-        draft.enter("prompt", "sent", {"prompt": request.prompt})
-        if request.suffix is not None:
-            self._suffix(draft, request.suffix, plan)
+        self._prompt(draft, request, plan)
         if isinstance(request.echo, bool):
             self._echo(draft, request, plan)
         if request.constraint is not UNSET:
@@ -352,8 +354,11 @@ class OpenAIEngine(Engine):
         draft.sampling(self._sampling(draft, request, plan), sampling)
         return self._finish(draft, request, plan, stream, turn=0)
 
-    def _suffix(self, draft: Draft, suffix: str, plan: Plan) -> None:
-        draft.refuse("suffix", "it has no fill-in-the-middle")
+    def _prompt(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
+        """The text to continue, and with a suffix what should come after the answer."""
+        draft.enter("prompt", "sent", {"prompt": request.prompt})
+        if request.suffix is not None:
+            draft.refuse("suffix", "it has no fill-in-the-middle")
 
     def _echo(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
         """Echo on our side: the prompt is known."""
@@ -403,9 +408,10 @@ class OpenAIEngine(Engine):
         turn: int,
     ) -> Encoded:
         draft.need("stream", plan.stream)
-        if plan.stream:
+        if plan.stream and not plan.native:
             draft.need("stream_options", {"include_usage": True}, note="token counts")
         draft.options()
+        self._remarks(draft)
         if plan.stream and not asked:
             draft.receipt.notes.append(self.always_streams)
         elif asked and not plan.stream:
@@ -421,6 +427,9 @@ class OpenAIEngine(Engine):
             receipt=draft.receipt,
             decoder=self._decoder_factory(plan, choices=_choices(draft.body), turn=turn),
         )
+
+    def _remarks(self, draft: Draft) -> None:
+        """Notes for the receipt that depend on the finished body."""
 
     def _headers(self, request: ChatRequest | CompletionRequest) -> tuple[tuple[str, str], ...]:
         return ()
