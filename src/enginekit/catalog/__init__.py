@@ -1,1 +1,191 @@
-"""Looking at a model, from a name to a file header, and saying what it is as a `ModelSpec`."""
+"""Looking at a model, from a name to a file header, and saying what it is as a `ModelSpec`.
+
+`describe()` takes what a user typed. The modules beneath it read one kind of source each: `gguf`,
+`safetensors`, `hf_config`, `ollama_show`, `hub`, `names`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from enginekit.catalog.names import Match, catalog_names, find, get, suggestions
+from enginekit.errors import ModelFileError
+from enginekit.facts.model import ModelSpec
+
+__all__ = [
+    "Match",
+    "catalog_names",
+    "describe",
+    "describe_file",
+    "describe_folder",
+    "describe_ollama",
+    "describe_repo",
+    "find",
+    "get",
+    "suggestions",
+]
+
+
+def describe(model: str | os.PathLike[str]) -> ModelSpec:
+    """Describe a model by catalog name or local path; no network is used.
+
+    Args:
+        model: a catalog name or alias (`llama3.1`, `qwen3:8b`, `Qwen/Qwen3-8B`), a GGUF file, a
+            folder with config.json, or a config.json. A quantization in the name (`qwen3:8b-q8_0`)
+            is kept in the spec.
+
+    Raises:
+        ModelNotFound: neither a path nor a name that the catalog knows; lists the nearest.
+        ModelFileError: the file is broken, or is not a model.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    if not isinstance(model, str) or _is_path(name, path):
+        return describe_folder(path) if path.is_dir() else describe_file(path)
+    found = get(name)
+    return (
+        replace(found.spec, quantization=found.quantization) if found.quantization else found.spec
+    )
+
+
+def _is_path(name: str, path: Path) -> bool:
+    if name.startswith(("hf://", "http")):
+        return False
+    if name.startswith(("/", "./", "../", "~")) or path.is_absolute():
+        return True
+    looks = name.endswith((".gguf", ".json", ".safetensors")) or os.sep in name
+    return looks and path.exists()
+
+
+def describe_file(path: str | os.PathLike[str]) -> ModelSpec:
+    """Describe a GGUF file (all parts of a split one), or a config.json with what lies beside it.
+
+    Raises:
+        ModelFileError: missing, broken, or of another kind.
+    """
+    place = Path(path)
+    if place.name == "config.json" or place.suffix == ".safetensors":
+        return describe_folder(place.parent)
+    from enginekit.catalog import _gguf_spec, gguf
+
+    spec = _gguf_spec.to_spec(gguf.read_file(place))
+    projectors = [
+        other.stat().st_size for other in place.parent.glob("*mmproj*.gguf") if other != place
+    ]
+    if not projectors:
+        return spec
+    return replace(
+        spec,
+        projector_bytes=max(projectors),
+        capabilities=replace(spec.capabilities, vision=True),
+    )
+
+
+def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
+    """Describe a checkpoint folder: config.json, and safetensors headers if they are there.
+
+    Raises:
+        ModelFileError: there is no config.json, or a file is broken.
+    """
+    from enginekit.catalog import hf_config, safetensors
+    from enginekit.catalog._summary import with_weights
+
+    place = Path(folder)
+    config_path = place / "config.json"
+    if not config_path.exists():
+        found = sorted(file.name for file in place.glob("*.gguf"))
+        raise ModelFileError(
+            f"{place}: no config.json",
+            field="config.json",
+            hint=f"name the GGUF file: {found[0]}" if found else None,
+        )
+    config = _json(config_path)
+    quant_path = place / "hf_quant_config.json"
+    spec = hf_config.to_spec(
+        config,
+        name=place.name,
+        source=str(config_path),
+        quant_config=_json(quant_path) if quant_path.exists() else None,
+        chat_template=_template(place),
+    )
+    if not any(place.rglob("*.safetensors")):
+        return spec
+    return with_weights(spec, *safetensors.read_folder(place))
+
+
+def _template(place: Path) -> str | None:
+    jinja, tokenizer = place / "chat_template.jinja", place / "tokenizer_config.json"
+    if jinja.exists():
+        return jinja.read_text(encoding="utf-8", errors="replace")[: 1 << 20]
+    if not tokenizer.exists():
+        return None
+    found = _json(tokenizer).get("chat_template")
+    return found if isinstance(found, str) else "[]" if found else ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        if path.stat().st_size > 64 << 20:
+            raise ModelFileError(f"{path}: larger than 64 MiB", field=path.name)
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"{path}: {error}", field=path.name) from error
+    if not isinstance(found, dict):
+        raise ModelFileError(f"{path}: a JSON object was expected", field=path.name)
+    return found
+
+
+def describe_ollama(show: Mapping[str, Any], name: str, *, size: int = 0) -> ModelSpec:
+    """Describe what Ollama's `/api/show` said of a model, filled up from the catalog.
+
+    Args:
+        show: the answer.
+        name: the model's name on the server.
+        size: bytes, as `/api/tags` lists it.
+
+    Raises:
+        ModelFileError: the answer has no `model_info`, or its values are absurd.
+    """
+    from enginekit.catalog import ollama_show
+
+    found = find(name)
+    known = found.spec if found else None
+    return ollama_show.to_spec(show, name=name, size=size, known=known)
+
+
+def describe_repo(
+    repo: str,
+    *,
+    quantization: str = "",
+    file: str = "",
+    revision: str = "main",
+    endpoint: str = "https://huggingface.co",
+    token: str | None = None,
+) -> ModelSpec:
+    """Describe a Hugging Face repository by reading headers over the network, never the weights.
+
+    Args:
+        repo: `owner/name`.
+        quantization: which GGUF of many.
+        file: a file by name, instead.
+        revision: branch, tag or commit.
+        endpoint: the hub or a mirror.
+        token: sent to `endpoint` only; nothing is taken from the environment.
+
+    Raises:
+        ModelNotFound: no such repository or file.
+        ModelFileError: a header is broken.
+        DownloadError: the hub cannot be reached or refuses.
+    """
+    from enginekit.catalog.hub import Hub
+
+    hub = Hub(endpoint=endpoint, token=token)
+    return hub.describe(repo, revision=revision, quantization=quantization, file=file)

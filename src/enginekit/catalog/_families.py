@@ -5,9 +5,9 @@ Source: llama.cpp src/models/*.cpp, build b11434.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
+
+from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED
 
 
 def _words(text: str) -> frozenset[str]:
@@ -25,27 +25,6 @@ PLAIN: Final = _words(
 )
 """A cache cell per token in every layer that has KV heads."""
 
-WINDOWED: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "gemma2": 2,
-        "gemma3": 6,
-        "gemma3n": 5,
-        "gemma4": 6,
-        "gpt-oss": 2,
-        "cohere2": 4,
-        "exaone4": 4,
-        "exaone-moe": 4,
-        "olmo2": 4,
-        "llama4": 4,
-        "afmoe": 4,
-        "smallthinker": 4,
-        "gemma-embedding": 6,
-        "modern-bert": 3,
-        "laguna": 4,
-    }
-)
-"""Sliding windows that llama.cpp honours: every which layer is full if the file does not say."""
-
 DENSE_FIRST: Final = frozenset(("modern-bert", "laguna"))
 DEFAULT_WINDOW: Final = {"llama4": 8192, "gemma2": 4096}
 LATENT: Final = frozenset(("deepseek2", "deepseek32", "glm-dsa", "minicpm3", "mistral4", "plm"))
@@ -58,7 +37,7 @@ ENCODERS: Final = _words(
     """bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 modern-bert neo-bert eurobert
     gemma-embedding t5encoder"""
 )
-KNOWN: Final = PLAIN | set(WINDOWED) | LATENT | RECURRENT_ONLY | HYBRID | ENCODERS
+KNOWN: Final = PLAIN | set(LLAMACPP_WINDOWED) | LATENT | RECURRENT_ONLY | HYBRID | ENCODERS
 """Every architecture whose cache is computed rather than bounded."""
 
 GDN: Final = frozenset(("qwen3next", "qwen35", "qwen35moe"))

@@ -24,7 +24,6 @@ from enginekit.catalog._families import (
     LATENT,
     RECURRENT_ONLY,
     VISION,
-    WINDOWED,
 )
 from enginekit.catalog.gguf import GgufHeader, TensorInfo
 from enginekit.errors import ModelFileError
@@ -40,6 +39,7 @@ from enginekit.facts.model import (
     Role,
     WeightGroup,
 )
+from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED
 from enginekit.sizing.quantization import FTYPES
 from enginekit.sizing.tensors import active_parameters
 
@@ -333,14 +333,16 @@ def _layers(
     )
     most = heads if isinstance(heads, int) else max(heads, default=0)
     usual = keys.one("embedding_length", limit=1 << 20) // most if most else 0
-    key_dim: _layout.PerLayer = keys.one("attention.key_length", usual, limit=1 << 16)
-    value_dim: _layout.PerLayer = keys.one("attention.value_length", usual, limit=1 << 16)
+    full_key = keys.one("attention.key_length", usual, limit=1 << 16)
+    full_value = keys.one("attention.value_length", usual, limit=1 << 16)
+    key_dim: _layout.PerLayer = full_key
+    value_dim: _layout.PerLayer = full_value
     window, sliding = _window(keys, architecture, count)
     if sliding is not None:
-        local_key = keys.one("attention.key_length_swa", key_dim, limit=1 << 16)
-        local_value = keys.one("attention.value_length_swa", value_dim, limit=1 << 16)
-        key_dim = tuple(local_key if local else key_dim for local in sliding)
-        value_dim = tuple(local_value if local else value_dim for local in sliding)
+        local_key = keys.one("attention.key_length_swa", full_key, limit=1 << 16)
+        local_value = keys.one("attention.value_length_swa", full_value, limit=1 << 16)
+        key_dim = tuple(local_key if local else full_key for local in sliding)
+        value_dim = tuple(local_value if local else full_value for local in sliding)
     attention = None
     if recurrent is not None and architecture != "falcon-h1":
         attention = tuple(
@@ -373,7 +375,7 @@ def _layers(
 
 def _window(keys: _Keys, architecture: str, count: int) -> tuple[int, tuple[bool, ...] | None]:
     """The window that llama.cpp honours, and the layers that have it."""
-    period = WINDOWED.get(architecture)
+    period = LLAMACPP_WINDOWED.get(architecture)
     if period is None:
         return 0, None
     default = DEFAULT_WINDOW.get(architecture, 0)

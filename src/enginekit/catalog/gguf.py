@@ -353,7 +353,7 @@ def read_file(path: str | os.PathLike[str]) -> GgufHeader:
         ModelFileError: unreadable, broken, or a part is missing.
     """
     first = Path(path)
-    parts = [_read_part(part) for part in split_paths(first)]
+    parts = [_read_part(first.with_name(name)) for name in split_names(first.name)]
     if len(parts) > 1:
         return join(parts, str(first))
     declared = parts[0].metadata.get("split.count", 1)
@@ -366,18 +366,19 @@ def read_file(path: str | os.PathLike[str]) -> GgufHeader:
     return parts[0]
 
 
-def split_paths(path: Path) -> list[Path]:
-    """All parts of a split file, given any one of them; the path itself if it is not split."""
-    match = _SPLIT.match(path.name)
+def split_names(name: str) -> list[str]:
+    """All parts of a split file, given the name of any one; the name itself if it is not split.
+
+    Raises:
+        ModelFileError: the name claims more parts than are possible.
+    """
+    match = _SPLIT.match(name)
     if match is None:
-        return [path]
+        return [name]
     count = int(match["count"])
     if not 1 <= count <= 1000:
-        raise ModelFileError(f"{path}: {count} parts are not possible", field="split.count")
-    return [
-        path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf")
-        for number in range(1, count + 1)
-    ]
+        raise ModelFileError(f"{name}: {count} parts are not possible", field="split.count")
+    return [f"{match['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1)]
 
 
 def _read_part(path: Path) -> GgufHeader:

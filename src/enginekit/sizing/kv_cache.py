@@ -34,6 +34,28 @@ CACHE_TYPES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
 )
 """Cache element types of llama.cpp (`-ctk`, `-ctv`) and vLLM: elements and bytes of a block."""
 
+LLAMACPP_WINDOWED: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "gemma2": 2,
+        "gemma3": 6,
+        "gemma3n": 5,
+        "gemma4": 6,
+        "gpt-oss": 2,
+        "cohere2": 4,
+        "exaone4": 4,
+        "exaone-moe": 4,
+        "olmo2": 4,
+        "llama4": 4,
+        "afmoe": 4,
+        "smallthinker": 4,
+        "gemma-embedding": 6,
+        "modern-bert": 3,
+        "laguna": 4,
+    }
+)
+"""Architectures whose sliding window llama.cpp honours, and every which layer is full if the file
+does not say. Elsewhere (Mistral 7B v0.1, Phi-3) it allocates the whole context; vLLM does not."""
+
 PADDING: Final = 256
 """llama.cpp rounds every cell count up to this."""
 
@@ -148,9 +170,10 @@ def llamacpp_cache(
     attention = sliding = recurrent = sliding_cells = unknown = 0
     by_kind: dict[Layer, int] = {}
     state = spec.recurrent.bytes_f32 * slots if spec.recurrent else 0
+    windowed = not swa_full and spec.architecture in LLAMACPP_WINDOWED
     for layer, count in _kinds(spec):
         cells = per_stream
-        if layer.window and not swa_full:
+        if layer.window and windowed:
             cells = _pad(min(per_stream, layer.window * window_slots + ubatch))
         size = cells * streams * cell_bytes(layer, type_k, type_v)
         fixed = state if layer.recurrent else 0

@@ -1,0 +1,339 @@
+"""A model on the Hugging Face Hub, described without downloading its weights.
+
+One request lists the repository; then config.json and the first bytes of each weight file, or of
+one GGUF, are read by range. A token is sent only if the caller passes one, and only to `endpoint`:
+a redirect to a storage host goes without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from enginekit.catalog import _gguf_spec, gguf, hf_config, safetensors
+from enginekit.catalog._summary import with_weights
+from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
+from enginekit.facts.model import ModelNames, ModelSpec
+from enginekit.sizing.quantization import gguf_label
+
+Range = tuple[int, int] | None
+Fetch = Callable[[str, Mapping[str, str], Range], tuple[int, bytes]]
+"""`fetch(url, headers, (offset, length) or None)` to status and body. A server that ignores ranges
+may answer with everything from byte 0 (status 200); the body may then be cut after the range."""
+
+ENDPOINT: Final = "https://huggingface.co"
+WINDOW: Final = 4 << 20
+MAX_JSON: Final = 64 << 20
+MAX_SHARDS: Final = 24
+"""More shards than this are not read one by one; their total comes from the index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepoFile:
+    """A file of a repository; `size` is 0 where the Hub does not say."""
+
+    path: str
+    size: int
+
+
+class Hub:
+    """One hub, with or without a token."""
+
+    def __init__(
+        self, *, endpoint: str = ENDPOINT, token: str | None = None, fetch: Fetch | None = None
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.token = token
+        self._fetch = fetch or http_fetch
+
+    def files(self, repo: str, revision: str = "main") -> tuple[RepoFile, ...]:
+        """Every file of a repository with its size.
+
+        Raises:
+            ModelNotFound: there is no such repository, or it is private and no token was given.
+            DownloadError: the hub cannot be reached or refuses.
+        """
+        path = f"/api/models/{quote(repo)}/revision/{quote(revision, safe='')}?blobs=true"
+        answer = self._json(self.endpoint + path, f"repository {repo}")
+        listed = answer.get("siblings") if isinstance(answer, Mapping) else None
+        if not isinstance(listed, list):
+            raise ModelFileError(f"{repo}: the hub's listing has no siblings", field="siblings")
+        found = []
+        for row in listed:
+            name = row.get("rfilename") if isinstance(row, Mapping) else None
+            if isinstance(name, str):
+                size = row.get("size")
+                found.append(RepoFile(path=name, size=size if isinstance(size, int) else 0))
+        return tuple(found)
+
+    def describe(
+        self, repo: str, *, revision: str = "main", quantization: str = "", file: str = ""
+    ) -> ModelSpec:
+        """Describe a repository: GGUF, safetensors or MLX.
+
+        Args:
+            repo: `owner/name`.
+            revision: branch, tag or commit.
+            quantization: which GGUF of a repository of many; `Q4_K_M` if it is there.
+            file: a file of the repository by name, instead.
+
+        Raises:
+            ModelNotFound: no such repository, or no such file in it.
+            ModelFileError: what is there is broken.
+            DownloadError: the hub cannot be reached or refuses.
+        """
+        files = self.files(repo, revision)
+        names = [each.path for each in files]
+        if file and file not in names:
+            raise ModelNotFound(
+                f"{repo} has no file {file!r}",
+                hint=f"it has: {', '.join(n for n in names if n.endswith('.gguf'))[:300]}",
+                model=repo,
+            )
+        if file.endswith(".gguf"):
+            return self._gguf(repo, revision, files, file)
+        if "config.json" in names and not quantization and safetensors.one_copy(names):
+            return self._safetensors(repo, revision, files)
+        chosen = choose_gguf(names, quantization)
+        if chosen:
+            return self._gguf(repo, revision, files, chosen)
+        if "config.json" in names:
+            return self._safetensors(repo, revision, files)
+        wanted = f" of quantization {quantization}" if quantization else ""
+        raise ModelNotFound(
+            f"{repo} has no config.json and no GGUF file{wanted}",
+            hint=f"it has: {', '.join(names)[:300]}",
+            model=repo,
+        )
+
+    def _gguf(self, repo: str, revision: str, files: Sequence[RepoFile], path: str) -> ModelSpec:
+        sizes = {each.path: each.size for each in files}
+        parts = gguf.split_names(path)
+        headers = [
+            gguf.parse(
+                self._reader(repo, revision, part),
+                size=sizes.get(part) or None,
+                source=f"{repo}/{part}",
+                window=WINDOW,
+            )
+            for part in parts
+        ]
+        joined = headers[0] if len(headers) == 1 else gguf.join(headers, f"{repo}/{path}")
+        projectors = [each.size for each in files if "mmproj" in each.path.lower() and each.size]
+        spec = _gguf_spec.to_spec(joined, name=repo)
+        return replace(
+            spec,
+            names=ModelNames(gguf=repo),
+            # One projector loads, whichever precision is picked: the largest is the safe figure.
+            projector_bytes=max(projectors, default=spec.projector_bytes),
+            capabilities=replace(spec.capabilities, vision=True)
+            if projectors
+            else spec.capabilities,
+        )
+
+    def _safetensors(self, repo: str, revision: str, files: Sequence[RepoFile]) -> ModelSpec:
+        names = [each.path for each in files]
+        config = self._file_json(repo, revision, "config.json")
+        quant = None
+        if "hf_quant_config.json" in names:
+            quant = self._file_json(repo, revision, "hf_quant_config.json")
+        template = self._template(repo, revision, names)
+        spec = hf_config.to_spec(
+            config,
+            name=repo,
+            source=f"{repo}/config.json",
+            quant_config=quant,
+            chat_template=template,
+        )
+        chosen = safetensors.one_copy(names)
+        sizes = {each.path: each.size for each in files}
+        on_disk = sum(sizes[name] for name in chosen)
+        if not chosen or not all(name.endswith(".safetensors") for name in chosen):
+            return replace(spec, format="pytorch", weight_bytes=on_disk, file_bytes=on_disk)
+        if len(chosen) > MAX_SHARDS:
+            total = self._index_total(repo, revision, names) or on_disk
+            return replace(spec, weight_bytes=total, file_bytes=on_disk or total)
+        tensors = [
+            tensor
+            for name in chosen
+            for tensor in safetensors.parse(
+                self._reader(repo, revision, name),
+                size=sizes.get(name) or None,
+                source=f"{repo}/{name}",
+            )
+        ]
+        return with_weights(spec, tensors, on_disk)
+
+    def _template(self, repo: str, revision: str, names: Sequence[str]) -> str | None:
+        if "chat_template.jinja" in names:
+            status, body = self._get(repo, revision, "chat_template.jinja", (0, 1 << 20))
+            if status < 300:
+                return body.decode("utf-8", "replace")
+        if "tokenizer_config.json" in names:
+            found = self._file_json(repo, revision, "tokenizer_config.json").get("chat_template")
+            return found if isinstance(found, str) else json.dumps(found) if found else ""
+        return None
+
+    def _index_total(self, repo: str, revision: str, names: Sequence[str]) -> int:
+        if "model.safetensors.index.json" not in names:
+            return 0
+        index = self._file_json(repo, revision, "model.safetensors.index.json")
+        metadata = index.get("metadata")
+        total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
+        return int(total) if isinstance(total, int | float) and 0 < total < 1 << 60 else 0
+
+    def _url(self, repo: str, revision: str, path: str) -> str:
+        return f"{self.endpoint}/{quote(repo)}/resolve/{quote(revision, safe='')}/{quote(path)}"
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
+
+    def _get(self, repo: str, revision: str, path: str, part: Range) -> tuple[int, bytes]:
+        return self._fetch(self._url(repo, revision, path), self._headers(), part)
+
+    def _reader(self, repo: str, revision: str, path: str) -> Callable[[int, int], bytes]:
+        def read(offset: int, length: int) -> bytes:
+            status, body = self._get(repo, revision, path, (offset, length))
+            if status == 416:
+                return b""
+            self._check(status, f"{repo}/{path}")
+            # 200 means that the range was ignored and the body starts at byte 0.
+            return body[offset : offset + length] if status == 200 else body[:length]
+
+        return read
+
+    def _file_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
+        answer = self._json(self._url(repo, revision, path), f"{repo}/{path}")
+        if not isinstance(answer, dict):
+            raise ModelFileError(f"{repo}/{path}: a JSON object was expected", field=path)
+        return answer
+
+    def _json(self, url: str, what: str) -> Any:
+        status, body = self._fetch(url, self._headers(), (0, MAX_JSON))
+        self._check(status, what)
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{what}: no JSON: {error}", field="json") from error
+
+    def _check(self, status: int, what: str) -> None:
+        if status < 300:
+            return
+        if status in (401, 403, 404):
+            raise ModelNotFound(
+                f"{what}: the hub at {self.endpoint} answered {status}",
+                hint="check the name; a gated or private repository needs HF_TOKEN and its "
+                "licence accepted",
+                model=what,
+                status=status,
+            )
+        raise DownloadError(f"{what}: the hub at {self.endpoint} answered {status}", status=status)
+
+
+def choose_gguf(names: Sequence[str], quantization: str = "") -> str:
+    """The GGUF file of a repository that has the quantization; "" if none has.
+
+    Without a wish: the only one, else Q4_K_M, else the usual next best.
+    """
+    models = [
+        name
+        for name in names
+        if name.endswith(".gguf")
+        and "mmproj" not in name.lower()
+        and not name.lower().rsplit("/", 1)[-1].startswith(("imatrix", "ggml-vocab"))
+    ]
+    firsts = [name for name in models if gguf.split_names(name)[0] == name]
+    if not quantization and len(firsts) == 1:
+        return firsts[0]
+    wishes = [quantization] if quantization else ["Q4_K_M", "MXFP4", "Q4_0", "Q5_K_M", "Q8_0"]
+    for wish in wishes:
+        plain = wish.lower().replace("_", "").replace("-", "")
+        exact = [n for n in firsts if plain in n.lower().replace("_", "").replace("-", "")]
+        # `UD-Q4_K_XL` must not answer for `Q4_K`, nor `Q4_K_M` for `IQ4_K_M`: the shortest match.
+        labelled = [n for n in exact if _label_of(n) == gguf_label(wish)] or exact
+        if labelled:
+            return min(labelled, key=lambda name: (len(name), name))
+    return "" if quantization else (firsts[0] if firsts else "")
+
+
+def _label_of(name: str) -> str:
+    stem = name.rsplit("/", 1)[-1].removesuffix(".gguf").split("-000")[0]
+    for separator in ("-", "."):
+        label = gguf_label(stem.rpartition(separator)[2])
+        if label:
+            return label
+    return ""
+
+
+def http_fetch(url: str, headers: Mapping[str, str], part: Range) -> tuple[int, bytes]:
+    """Fetch a range over HTTP with the proxies of the environment; at most the range is read.
+
+    Raises:
+        DownloadError: the host cannot be reached, or too many redirects.
+    """
+    import urllib3
+
+    from enginekit.catalog.download import pool
+
+    sent = dict(headers)
+    if part is not None:
+        sent["Range"] = f"bytes={part[0]}-{part[0] + part[1] - 1}"
+    try:
+        for _ in range(5):
+            with pool(url) as manager:
+                response = manager.request(
+                    "GET",
+                    url,
+                    headers=sent,
+                    preload_content=False,
+                    redirect=False,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=5.0, read=30.0),
+                )
+                target = response.headers.get("Location")
+                if response.status in (301, 302, 303, 307, 308) and target:
+                    following = urllib3.util.parse_url(url)
+                    absolute = target if "://" in target else _join(url, target)
+                    if urlsplit(absolute).netloc != following.netloc:
+                        sent.pop("Authorization", None)
+                    url = absolute
+                    response.close()
+                    continue
+                return response.status, _limited(response, part)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        host = urlsplit(url).netloc
+        raise DownloadError(
+            f"{host} cannot be reached: {error}",
+            hint="use a local file or a catalog name, or set HF_ENDPOINT to a mirror",
+        ) from error
+    raise DownloadError(f"{url}: more than five redirects")
+
+
+def _join(base: str, target: str) -> str:
+    from urllib.parse import urljoin
+
+    return urljoin(base, target)
+
+
+def _limited(response: Any, part: Range) -> bytes:
+    limit = MAX_JSON
+    if part is not None:
+        limit = part[1] if response.status == 206 else part[0] + part[1]
+    if limit > gguf.MAX_HEADER:
+        raise DownloadError(f"the server ignores ranges, and {limit} bytes would have to be read")
+    pieces: list[bytes] = []
+    got = 0
+    while got < limit:
+        piece = response.read(min(1 << 20, limit - got))
+        if not piece:
+            break
+        pieces.append(piece)
+        got += len(piece)
+    response.close()
+    return b"".join(pieces)
