@@ -25,6 +25,15 @@ _facts: dict[tuple[str, str, str], ServerFacts] = {}
 """What servers said of themselves, by engine, address and model: shared by the whole process."""
 
 
+def known_facts(engine: str, base_url: str, model: str = "") -> ServerFacts | None:
+    """What a server is known to have said of itself, without asking; by its model, else by any."""
+    exact = _facts.get((engine, base_url, model))
+    if exact is not None or model:
+        return exact
+    matching = (f for (name, url, _), f in _facts.items() if (name, url) == (engine, base_url))
+    return next(matching, None)
+
+
 def forget_facts() -> None:
     """Forget what servers said of themselves; the next call asks again."""
     _facts.clear()

@@ -1,0 +1,65 @@
+"""LangChain classes over every engine: chat model, embeddings, text completion, reranker.
+
+Needs `pip install enginekit[langchain]`. Names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from enginekit.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from enginekit.langchain._register import register as register
+    from enginekit.langchain._settings import OmittedSetting as OmittedSetting
+    from enginekit.langchain._tokens import TokenCount as TokenCount
+    from enginekit.langchain.chat import ChatEngineKit as ChatEngineKit
+    from enginekit.langchain.chat import EngineKitChat as EngineKitChat
+    from enginekit.langchain.completion import EngineKitLLM as EngineKitLLM
+    from enginekit.langchain.embeddings import EngineKitEmbeddings as EngineKitEmbeddings
+    from enginekit.langchain.rerank import EngineKitRerank as EngineKitRerank
+
+_PUBLIC = {
+    "ChatEngineKit": "enginekit.langchain.chat",
+    "EngineKitChat": "enginekit.langchain.chat",
+    "EngineKitEmbeddings": "enginekit.langchain.embeddings",
+    "EngineKitLLM": "enginekit.langchain.completion",
+    "EngineKitRerank": "enginekit.langchain.rerank",
+    "OmittedSetting": "enginekit.langchain._settings",
+    "TokenCount": "enginekit.langchain._tokens",
+    "register": "enginekit.langchain._register",
+}
+
+__all__ = [
+    "ChatEngineKit",
+    "EngineKitChat",
+    "EngineKitEmbeddings",
+    "EngineKitLLM",
+    "EngineKitRerank",
+    "OmittedSetting",
+    "TokenCount",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'enginekit.langchain' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("langchain_core", "pydantic"):
+            raise MissingExtra(
+                f"enginekit.langchain.{name} needs langchain-core, which is not installed",
+                hint="pip install 'enginekit[langchain]'",
+                extra="langchain",
+            ) from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
