@@ -67,7 +67,7 @@ class Client:
         self,
         settings: Mapping[str, Any] | None = None,
         *,
-        progress: embedded.ProgressFactory | None = None,
+        progress: embedded.Progress | None = None,
         where: str = "argument",
     ) -> None:
         self._settings = {k: v for k, v in (settings or {}).items() if v is not None}
@@ -267,7 +267,8 @@ class Client:
             with self._lock:
                 if not self._settled:
                     driver.run(self._settle())
-        return driver.run(operation)
+        result: _T = driver.run(operation)
+        return result
 
     async def _arun(self, operation: Operation[_T]) -> _T:
         driver = _async_driver()
@@ -279,7 +280,8 @@ class Client:
             async with lock:
                 if not self._settled:
                     await driver.run(self._settle())
-        return await driver.run(operation)
+        result: _T = await driver.run(operation)
+        return result
 
     @property
     def _settled(self) -> bool:

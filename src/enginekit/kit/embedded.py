@@ -6,31 +6,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from enginekit.config import Config
-from enginekit.errors import EngineKitError, MissingExtra
+from enginekit.errors import EngineKitError
 
 if TYPE_CHECKING:
-    from enginekit.catalog.download import Progress
-
-    ProgressFactory = Progress
-else:
-    ProgressFactory = Any
+    from enginekit.catalog.sources import LocalModel
+    from enginekit.launch.embedded import Lease as Lease
+    from enginekit.launch.embedded import Running as Running
 
 DEFAULT_MODEL = "smollm2:135m"
+"""What runs when nothing else is named: real, 98 MB, and no more than a proof of the plumbing."""
 
 
-class Lease(Protocol):
-    """A hold on a server that enginekit started; see `enginekit.launch.embedded`."""
+class Progress(Protocol):
+    """Told about whatever takes long; see `enginekit.catalog.download`."""
 
-    base_url: str
-    api_key: str
-    notes: tuple[str, ...]
-
-    def alive(self) -> bool:
-        """Whether the server's process still runs."""
+    def start(self, total: int | None, label: str) -> None:
+        """Something begins: `total` bytes, or None for a wait without measure."""
         ...
 
-    def release(self) -> None:
-        """Let go; the last one out stops the server."""
+    def advance(self, count: int) -> None:
+        """`count` more bytes are there."""
+        ...
+
+    def finish(self) -> None:
+        """It is over, well or not."""
         ...
 
 
@@ -41,17 +40,47 @@ def is_model_file(name: str) -> bool:
 
 def unavailable() -> EngineKitError | None:
     """Why the embedded engine cannot be used here, or None if it can."""
-    import importlib.util
+    from enginekit.launch import embedded
 
-    if importlib.util.find_spec("xllamacpp") is None:
-        return MissingExtra(
-            "the embedded engine needs the xllamacpp package, which is not installed",
-            hint="pip install 'enginekit[embedded]'",
-            extra="embedded",
-        )
-    return None
+    error = embedded.unavailable()
+    return error if isinstance(error, EngineKitError) else None
 
 
-def start(config: Config, model: str, *, progress: Any, budget: float) -> Lease:
-    """Fetch the model if need be and lease a server for it. Blocks."""
-    raise NotImplementedError
+def fetch(model: str, *, progress: Progress | None, allow_large: bool = False) -> LocalModel:
+    """The file of a model, fetched if need be. Blocks; raises as `catalog.sources.resolve` does."""
+    from enginekit.catalog import sources
+
+    return sources.resolve(model, allow_large=allow_large, progress=progress)
+
+
+def start(config: Config, model: str, *, progress: Progress | None, budget: float) -> Lease:
+    """Fetch the model if need be and lease a server for it. Blocks at most about `budget` s."""
+    error = unavailable()
+    if error is not None:
+        raise error
+    from enginekit.launch.embedded import EmbeddedSpec, acquire
+
+    local = fetch(
+        model, progress=progress, allow_large=bool(config.value("allow_large_download", False))
+    )
+    settings: dict[str, Any] = {
+        "context": config.value("context"),
+        "slots": config.value("slots"),
+        "chat_template": config.value("chat_template"),
+    }
+    lease = acquire(
+        EmbeddedSpec(
+            model_path=local.path, alias=None if is_model_file(model) else model, **settings
+        ),
+        budget=budget,
+        progress=progress,
+    )
+    lease.notes = (*lease.notes, f"model file: {local.source}")
+    return lease
+
+
+def running() -> list[Running]:
+    """The embedded servers of this user."""
+    from enginekit.launch import embedded
+
+    return embedded.running()

@@ -69,7 +69,7 @@ def resolve(
     name: str | None,
     *,
     model: str | None = None,
-    progress: embedded.ProgressFactory | None = None,
+    progress: embedded.Progress | None = None,
     budget: float = 600.0,
 ) -> Operation[Route]:
     """Find or start the engine `name`; None means whatever is configured or running.
@@ -100,7 +100,7 @@ def resolve(
 def _whatever_runs(
     config: Config,
     model: str | None,
-    progress: embedded.ProgressFactory | None,
+    progress: embedded.Progress | None,
     budget: float,
 ) -> Operation[Route]:
     wanted = model or config.value("model")
@@ -151,7 +151,7 @@ def _named(
     config: Config,
     name: str,
     model: str | None,
-    progress: embedded.ProgressFactory | None,
+    progress: embedded.Progress | None,
     budget: float,
     chosen: str,
 ) -> Operation[Route]:
@@ -187,7 +187,7 @@ def _named(
 
 
 def _starter(
-    config: Config, model: str, progress: embedded.ProgressFactory | None, budget: float
+    config: Config, model: str, progress: embedded.Progress | None, budget: float
 ) -> Callable[[], embedded.Lease]:
     def start() -> embedded.Lease:
         return embedded.start(config, model, progress=progress, budget=budget)
