@@ -109,18 +109,24 @@ def _relevance(row: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def read_metrics(body: bytes) -> dict[str, float]:
-    """Prometheus text as name to value; series of one name with several labels are summed."""
-    found: dict[str, float] = {}
+def read_metrics(body: bytes, *, mean: Sequence[str] = ()) -> dict[str, float]:
+    """Prometheus text as name to value; series of one name (several labels) are summed.
+
+    Those named in `mean` are averaged instead: fractions of several engines do not add up.
+    """
+    found: dict[str, list[float]] = {}
     for line in body.decode("utf-8", "replace").splitlines():
         if not line or line.startswith("#"):
             continue
-        name, _, rest = line.partition("{") if "{" in line else line.partition(" ")
-        number = rest.rpartition("}")[2].split() if "{" in line else rest.split()
+        labelled = "{" in line
+        name, _, rest = line.partition("{" if labelled else " ")
+        number = (rest.rpartition("}")[2] if labelled else rest).split()
         try:
             value = float(number[0])
         except (IndexError, ValueError):
             continue
         if value == value:
-            found[name.strip()] = found.get(name.strip(), 0.0) + value
-    return found
+            found.setdefault(name.strip(), []).append(value)
+    return {
+        name: sum(values) / (len(values) if name in mean else 1) for name, values in found.items()
+    }
