@@ -128,5 +128,29 @@ WINDOW_PERIOD: Final[Mapping[str, int]] = MappingProxyType(
 )
 """Every which layer is full if neither `layer_types` nor a pattern says."""
 
+DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "gemma3": {
+            "vocab_size": 262208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "max_position_embeddings": 131072,
+            "sliding_window": 4096,
+        },
+        "gemma3n": {"vocab_size": 262400, "head_dim": 256, "max_position_embeddings": 32768},
+        "gemma4": {"vocab_size": 262144, "head_dim": 256, "global_head_dim": 512},
+        "gemma2": {"vocab_size": 256000, "head_dim": 256, "sliding_window": 4096},
+        "gemma": {"vocab_size": 256000, "head_dim": 256},
+        "qwen3next": {"head_dim": 256},
+        "qwen35": {"head_dim": 256},
+        "qwen35moe": {"head_dim": 256},
+        "qwen3": {"head_dim": 128},
+        "llama4": {"vocab_size": 202048, "attention_chunk_size": 8192},
+        "falcon": {"multi_query": True},
+    }
+)
+"""What a configuration class fills in: multimodal repositories often state only what differs."""
+
 VISION_KEYS: Final = ("vision_config", "visual", "vision_tower_config", "vit_config")
 AUDIO_KEYS: Final = ("audio_config", "audio_encoder_config")

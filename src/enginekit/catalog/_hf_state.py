@@ -45,7 +45,8 @@ def layer_kinds(keys: Config, architecture: str, count: int) -> LayerKinds:
     if pattern:
         return _from_letters(keys, pattern, count)
     if architecture in _ALL_RECURRENT:
-        return LayerKinds(attention=(False,) * count, recurrent=(True,) * count)
+        none = (False,) * count
+        return LayerKinds(attention=none, recurrent=(True,) * count, ffn=none)
     if architecture == "falcon-h1":
         return LayerKinds(recurrent=(True,) * count)
     if architecture == "deci":

@@ -16,6 +16,7 @@ from enginekit.catalog import _layout
 from enginekit.catalog._hf_families import (
     ARCHITECTURES,
     AUDIO_KEYS,
+    DEFAULTS,
     ENCODERS,
     TIED_BY_DEFAULT,
     VISION_KEYS,
@@ -58,9 +59,11 @@ def to_spec(
     Raises:
         ModelFileError: a needed field is missing, of the wrong kind or absurd; names the field.
     """
-    keys = Config(_flatten(config, source), source)
-    model_type = keys.text("model_type")
+    flat = _flatten(config, source)
+    model_type = str(flat.get("model_type") or "")
     architecture = ARCHITECTURES.get(model_type, model_type or "unknown")
+    stated = {key: value for key, value in flat.items() if value is not None}
+    keys = Config({**DEFAULTS.get(architecture, {}), **stated}, source)
     count = _count(keys)
     hidden = keys.number("hidden_size", "n_embd", "d_model", limit=1 << 20, needed=True)
     kinds = layer_kinds(keys, architecture, count)
@@ -101,8 +104,8 @@ def to_spec(
                 if chat_template
                 else None
             ),
-            vision=True if any(key in config for key in VISION_KEYS) else None,
-            audio=True if any(key in config for key in AUDIO_KEYS) else None,
+            vision=True if any(config.get(key) for key in VISION_KEYS) else None,
+            audio=True if any(config.get(key) for key in AUDIO_KEYS) else None,
             embedding=embedding or None,
         ),
         chat_template=None if chat_template is None else bool(chat_template),
@@ -242,11 +245,22 @@ def _ffn(keys: Config, count: int, hidden: int, kinds: LayerKinds) -> _layout.Pe
         width = keys.number(
             "intermediate_size", "n_inner", "ffn_hidden_size", "d_ff", limit=1 << 24
         )
-        width = width or (keys.number("intermediate_size_mlp", limit=1 << 24))
+        width = keys.number("intermediate_size_mlp", limit=1 << 24) or width
+        if keys.flag("block_auto_adjust_ff_dim"):
+            width = _lfm2_width(keys, width)
         width = width or (4 * hidden if keys.number("n_layer", limit=1 << 20) else 0)
     if kinds.ffn is not None:
         width = tuple(_layout.pick(width, i) if has else 0 for i, has in enumerate(kinds.ffn))
     return width
+
+
+def _lfm2_width(keys: Config, width: int) -> int:
+    """LFM2 states the width before the two thirds that a gated feed-forward takes."""
+    stated = keys.number("block_ff_dim", limit=1 << 24) or width
+    factor = keys.data.get("block_ffn_dim_multiplier")
+    scale = factor if isinstance(factor, int | float) and 0 < factor < 64 else 1
+    multiple = keys.number("block_multiple_of", limit=1 << 16) or 1
+    return -(-int(scale * (2 * stated // 3)) // multiple) * multiple
 
 
 def _window(
@@ -312,6 +326,7 @@ def _experts(keys: Config) -> Experts | None:
     used = keys.number(
         "num_experts_per_tok",
         "num_experts_per_token",
+        "experts_per_token",
         "top_k_experts",
         "moe_topk",
         "moe_k",

@@ -15,7 +15,14 @@ from typing import Final, Literal
 
 from enginekit.facts.model import ModelSpec, Role
 from enginekit.sizing.mixture import Mixture
-from enginekit.sizing.quantization import BLOCKS, WeightFormat, gguf_label, weight_format
+from enginekit.sizing.quantization import (
+    BLOCKS,
+    DEFAULT_BLOCK,
+    FORMATS,
+    WeightFormat,
+    gguf_label,
+    weight_format,
+)
 from enginekit.sizing.tensors import TensorShape, active_parameters, blueprint, known, parameters
 
 Method = Literal["file", "mixture", "format", "bits per weight"]
@@ -143,7 +150,8 @@ def _scaled(shape: Weights, total: int, spec: ModelSpec) -> Weights:
 
 @lru_cache(maxsize=4096)
 def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
-    label = gguf_label(quantization)
+    # `mxfp4` and `nvfp4` are safetensors formats, `MXFP4_MOE` and `NVFP4` GGUF labels.
+    label = "" if quantization in FORMATS else gguf_label(quantization)
     other = None if label else weight_format(quantization)
     if not label and other is None:
         raise ValueError(
@@ -234,8 +242,6 @@ def typical_bits(label: str, params: int) -> float:
     """Mean bits per weight of a GGUF label for a model of that size; the block's own if unlisted."""
     row = _TYPICAL.get(label)
     if row is None:
-        from enginekit.sizing.quantization import DEFAULT_BLOCK
-
         return BLOCKS[DEFAULT_BLOCK.get(label, label)].bits_per_weight * 1.05
     billions = params / 1e9
     column = 0 if billions >= 20 else 1 if billions >= 5 else 2 if billions >= 1 else 3
