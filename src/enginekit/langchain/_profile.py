@@ -7,7 +7,6 @@ engine is known to start with, never the trained maximum: a caller that trusts i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from enginekit import registry
@@ -34,16 +33,20 @@ SMALLEST_WINDOW = 2048
 """Tokens; the smallest window any known engine starts with."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """Values for `BaseChatModel.profile`, and for each where it came from."""
+class Profile(dict[str, Any]):
+    """A value for `BaseChatModel.profile` that was not given by the caller.
 
-    values: dict[str, Any] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
+    `origins` says for each key where its value came from. A class of its own, so that an instance
+    rebuilt from another's attributes (`configurable_fields`) does not take it for the caller's.
+    """
+
+    def __init__(self, values: Any = ()) -> None:
+        super().__init__(values)
+        self.origins: dict[str, str] = {}
 
     def put(self, key: str, value: Any, origin: str) -> None:
         """Note one value."""
-        self.values[key] = value
+        self[key] = value
         self.origins[key] = origin
 
 
@@ -59,7 +62,6 @@ def before_connecting(*, engine: str | None, base_url: str | None, model: str | 
     except EngineKitError:
         made.put("max_input_tokens", SMALLEST_WINDOW, "the smallest window any engine starts with")
         return made
-    facts = None
     address = (base_url or known.default_url).rstrip("/").removesuffix("/v1")
     facts = route.known_facts(names[0], address, model or "")
     _fill(made, names[0], known, facts)

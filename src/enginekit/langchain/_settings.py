@@ -28,6 +28,7 @@ from enginekit import config
 from enginekit.errors import ConfigError, EngineKitError, UnknownSetting, describe_choices
 from enginekit.kit.client import Client
 from enginekit.langchain._errors import dual
+from enginekit.langchain._profile import Profile
 from enginekit.types import Receipt
 
 FOREIGN: Mapping[str, str] = {
@@ -201,6 +202,8 @@ class Connection(BaseModel):
         if not isinstance(values, dict):
             return values
         known = cls.model_fields
+        if isinstance(values.get("profile"), Profile):
+            values = {name: value for name, value in values.items() if name != "profile"}
         if values.keys() <= known.keys() and not isinstance(values.get("engine"), (list, tuple)):
             return values
         values = dict(values)

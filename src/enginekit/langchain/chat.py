@@ -270,33 +270,24 @@ class EngineKitChat(Generating, BaseChatModel):
 
     # -- what is known of the model -----------------------------------------------------
 
-    def _resolve_model_profile(self) -> Any:
+    def _resolve_model_profile(self) -> ModelProfile | None:
         found = _profile.before_connecting(
             engine=self.engine, base_url=self.base_url, model=self.model
         )
-        self._state.memo["profile"] = found
-        return found.values
+        return cast(ModelProfile, found)
 
     def _learned(self) -> None:
         client = self._state.client
         if client is None or client.engine is None:
             return
         self._state.memo["facts"] = client.facts
-        mine = self._state.memo.get("profile")
-        if self.profile is None or (mine is not None and self.profile == mine.values):
-            found = _profile.of_server(client.engine, client.model)
-            self._state.memo["profile"] = found
-            self.profile = cast(ModelProfile, found.values)
+        if isinstance(self.profile, _profile.Profile):
+            self.profile = cast(ModelProfile, _profile.of_server(client.engine, client.model))
 
     @property
     def profile_origins(self) -> Mapping[str, str]:
         """Where each value of `profile` came from; empty for a profile given by the caller."""
-        found = self._state.memo.get("profile")
-        if found is None and self.profile is not None:
-            found = _profile.before_connecting(
-                engine=self.engine, base_url=self.base_url, model=self.model
-            )
-        return found.origins if found is not None and found.values == self.profile else {}
+        return self.profile.origins if isinstance(self.profile, _profile.Profile) else {}
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids by the engine's own tokenizer.
@@ -318,7 +309,11 @@ class EngineKitChat(Generating, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         values = self.__dict__
-        return {name: values[name] for name in _IDENTIFYING if values.get(name) is not None}
+        return {
+            name: value
+            for name in _IDENTIFYING
+            if (value := values[name]) is not None and value != {}
+        }
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # What a project file says is not among the fields but changes the answer.

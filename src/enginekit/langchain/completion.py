@@ -55,7 +55,11 @@ class EngineKitLLM(Generating, BaseLLM):
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         values = self.__dict__
-        return {name: values[name] for name in _IDENTIFYING if values.get(name) is not None}
+        return {
+            name: value
+            for name in _IDENTIFYING
+            if (value := values[name]) is not None and value != {}
+        }
 
     def _generate(
         self,
