@@ -182,3 +182,36 @@ def from_csv(source: str) -> dict[str, Any]:
             }
         )
     return {"gpus": found}
+
+
+def from_table(source: str) -> dict[str, Any]:
+    """The boxed summary that bare `nvidia-smi` draws; the last resort, since it cuts long names."""
+    head = re.search(r"Driver Version:\s*(\S+)\s+CUDA Version:\s*(\S+)", source)
+    found: list[dict[str, Any]] = []
+    for line in source.splitlines()[:2000]:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) != 3:
+            continue
+        first = re.match(r"(\d{1,4})\s+(.{1,80}?)\s+(On|Off|N/A|WDDM|TCC)$", cells[0])
+        if first is not None:
+            bus = re.match(r"([0-9A-Fa-f]{8}:\S+)\s+(On|Off)", cells[1])
+            found.append(
+                {
+                    "index": first.group(1),
+                    "name": first.group(2),
+                    "bus_id": bus.group(1) if bus else "",
+                    "display_active": {"On": True, "Off": False}.get(bus.group(2)) if bus else None,
+                    "driver_model": first.group(3) if first.group(3) in {"WDDM", "TCC"} else "",
+                }
+            )
+        elif found and "total" not in found[-1]:
+            memory = re.search(r"(\d{1,9}MiB)\s*/\s*(\d{1,9}MiB)", cells[1])
+            if memory is not None:
+                found[-1]["used"], found[-1]["total"] = size(memory[1]), size(memory[2])
+        elif found and cells[2] in {"Enabled", "Disabled"}:
+            found[-1]["mig_mode"] = cells[2]
+    return {
+        "driver_version": head.group(1) if head else None,
+        "cuda_version": head.group(2) if head else None,
+        "gpus": found,
+    }

@@ -41,6 +41,8 @@ _APU_ARCHITECTURES = frozenset(
 _PCIE_BYTES_PER_LANE = {2.5: 250, 5.0: 500, 8.0: 985, 16.0: 1969, 32.0: 3938, 64.0: 7563}
 # PCI device ids, from the pci.ids database.
 _NAMES = {
+    "0x6861": "AMD Radeon Pro WX 9100",
+    "0x6860": "AMD Instinct MI25",
     "0x1586": "AMD Radeon 8060S",
     "0x150e": "AMD Radeon 890M",
     "0x15bf": "AMD Radeon 780M",
@@ -277,7 +279,7 @@ def _from_amd_smi(document: Mapping[str, Any], kernel: str) -> tuple[Gpu, ...]:
                 cores=integer(asic.get("num_compute_units")),
                 uuid=text(asic.get("asic_serial")),
                 bus_id=text(bus.get("bdf")),
-                driver_version=text(mapping(card.get("driver")).get("version")),
+                driver_version=_version(text(mapping(card.get("driver")).get("version"))),
                 interconnect=_pcie(bus),
                 processes=_processes(card.get("process_list")),
             )
@@ -396,6 +398,12 @@ def _apu_by_name(name: str) -> bool:
         re.search(r"\b(680M|7[468]0M|8[4689]0M|80[4-6]0S|Strix|Phoenix|Rembrandt)\b", name)
         is not None
     )
+
+
+def _version(raw: str) -> str:
+    """Some releases print the whole `/proc/version` line without its spaces."""
+    found = re.search(r"\d+\.\d[\w.\-]{0,40}", raw)
+    return found.group(0) if found else raw[:60]
 
 
 def _small_beside(total: int | None, gtt: int | None) -> bool:

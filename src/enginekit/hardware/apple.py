@@ -71,11 +71,12 @@ def read_sysctl(look: Look) -> str:
 
 
 def parse(sources: Mapping[str, Any]) -> tuple[Gpu, ...]:
-    """Devices from texts under the keys `displays`, `sysctl`, `metal` (each may be missing).
+    """Devices from texts under the keys `displays`, `hardware`, `sysctl`, `metal`.
 
-    `displays` is `system_profiler SPDisplaysDataType`, as JSON or plain text. Never raises.
+    `displays` and `hardware` are `system_profiler SPDisplaysDataType` and `SPHardwareDataType`, as
+    JSON or plain text. Each may be missing. Never raises.
     """
-    facts = sysctl_facts(str(sources.get("sysctl", "")))
+    facts = hardware_facts(sources.get("hardware")) | sysctl_facts(str(sources.get("sysctl", "")))
     memory = integer(facts.get("hw.memsize"))
     wired = integer(facts.get("iogpu.wired_limit_mb"))
     limit = wired * MIB if wired else integer(facts.get("debug.iogpu.wired_limit")) or None
@@ -101,6 +102,36 @@ def sysctl_facts(source: str) -> dict[str, str]:
         if match is not None:
             found.setdefault(match.group(1), match.group(2).strip())
     return found
+
+
+def hardware_facts(source: object) -> dict[str, str]:
+    """`system_profiler SPHardwareDataType` (text or JSON) under the names that `sysctl` uses."""
+    document = loads(source)
+    found: dict[str, str] = {}
+    if isinstance(document, Mapping):
+        for card in items(document.get("SPHardwareDataType")):
+            entry = mapping(card)
+            found = {
+                "Chip": text(entry.get("chip_type")),
+                "Memory": text(entry.get("physical_memory")),
+                "Model Identifier": text(entry.get("machine_model")),
+                "Total Number of Cores": text(entry.get("number_processors")),
+            }
+    else:
+        found = dict(pairs(source if isinstance(source, str) else ""))
+    facts = {
+        "machdep.cpu.brand_string": found.get("Chip", ""),
+        "hw.model": found.get("Model Identifier", ""),
+        "hw.memsize": str(size(found.get("Memory")) or ""),
+    }
+    cores = re.findall(r"\d+", found.get("Total Number of Cores", ""))
+    if found.get("Total Number of Cores", "").startswith("proc"):
+        cores = cores[:1] + cores[-2:]
+    if cores:
+        facts["hw.physicalcpu"] = facts["hw.logicalcpu"] = cores[0]
+    if len(cores) >= 3:
+        facts["hw.perflevel0.physicalcpu"] = cores[1]
+    return {key: value for key, value in facts.items() if value}
 
 
 def default_working_set(memory_bytes: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from enginekit.facts.machine import Cpu
 from enginekit.hardware._look import Look
 from enginekit.hardware._text import integer, items, loads, mapping, pairs, text
-from enginekit.hardware.apple import sysctl_facts
+from enginekit.hardware.apple import hardware_facts, sysctl_facts
 from enginekit.hardware.tables import apple_row, cpu_row
 
 # Names as kernels test for them; Linux x86 flag, ARM feature or macOS suffix → ours.
@@ -36,20 +36,26 @@ _VENDORS = {
     "arm": "arm", "ampere": "ampere", "apple": "apple", "nvidia": "nvidia", "qualcomm": "qualcomm",
     "0x41": "arm", "0xc0": "ampere", "0x61": "apple", "0x4e": "nvidia", "0x51": "qualcomm", "0x48": "hisilicon", "0x42": "broadcom", "0x46": "fujitsu",
 }  # fmt: skip
-# MIDR part numbers of implementer 0x41, from the ARM technical reference manuals.
-_ARM_PARTS = {
-    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73", "0xd0b": "Cortex-A76", "0xd0c": "Neoverse-N1", "0xd40": "Neoverse-V1", "0xd41": "Cortex-A78",
-    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xd48": "Cortex-X2",
-    "0xd49": "Neoverse-N2", "0xd4d": "Cortex-A715", "0xd4e": "Cortex-X3", "0xd4f": "Neoverse-V2", "0xd85": "Cortex-X925", "0xd87": "Cortex-A725",
-    "0xc07": "Cortex-A7", "0xc0f": "Cortex-A15", "0xb76": "ARM1176",
+_SMALL_CORES = re.compile(r"Cortex-A(7|35|53|55|510|520)$|Icestorm|Blizzard")
+# MIDR implementer and part number, from the vendors' technical reference manuals and util-linux.
+_PARTS = {
+    "0x41:0xd03": "Cortex-A53", "0x41:0xd04": "Cortex-A35", "0x41:0xd05": "Cortex-A55", "0x41:0xd07": "Cortex-A57",
+    "0x41:0xd08": "Cortex-A72", "0x41:0xd09": "Cortex-A73", "0x41:0xd0b": "Cortex-A76", "0x41:0xd0c": "Neoverse-N1",
+    "0x41:0xd40": "Neoverse-V1", "0x41:0xd41": "Cortex-A78", "0x41:0xd42": "Cortex-A78AE", "0x41:0xd44": "Cortex-X1",
+    "0x41:0xd46": "Cortex-A510", "0x41:0xd47": "Cortex-A710", "0x41:0xd48": "Cortex-X2", "0x41:0xd49": "Neoverse-N2",
+    "0x41:0xd4d": "Cortex-A715", "0x41:0xd4e": "Cortex-X3", "0x41:0xd4f": "Neoverse-V2", "0x41:0xd80": "Cortex-A520",
+    "0x41:0xd83": "Neoverse-V3AE", "0x41:0xd84": "Neoverse-V3", "0x41:0xd85": "Cortex-X925", "0x41:0xd87": "Cortex-A725",
+    "0x41:0xc07": "Cortex-A7", "0x41:0xc0f": "Cortex-A15", "0x41:0xb76": "ARM1176", "0x48:0xd01": "Kunpeng-920",
+    "0xc0:0xac3": "Ampere-1", "0xc0:0xac4": "Ampere-1a", "0x4e:0x004": "Carmel", "0x46:0x001": "A64FX",
+    "0x61:0x022": "Icestorm-M1", "0x61:0x023": "Firestorm-M1", "0x61:0x032": "Blizzard-M2", "0x61:0x033": "Avalanche-M2",
 }  # fmt: skip
 
 
 def read(look: Look, system: str) -> Cpu:
     """What this system offers: `/proc/cpuinfo` and sysfs, `sysctl`, or PowerShell's CIM."""
     if system == "linux":
-        return _with_topology(parse_cpuinfo(look.read("/proc/cpuinfo"), board=_board(look)), look)
+        found, board = _cpuinfo(look.read("/proc/cpuinfo"))
+        return tabled(_with_topology(found, look), _board(look) or board)
     if system == "macos":
         from enginekit.hardware.apple import read_sysctl
 
@@ -65,12 +71,15 @@ CIM_COMMAND = (
 
 
 def parse(source: str, *, board: str = "") -> Cpu:
-    """Recognises `/proc/cpuinfo`, `lscpu`, `sysctl` output or CIM JSON; never raises."""
+    """Recognises `/proc/cpuinfo`, `lscpu`, `sysctl`, `system_profiler` or CIM JSON; never raises."""
     if "hw.memsize" in source or "machdep.cpu" in source or "hw.physicalcpu" in source:
         return parse_sysctl(source)
+    if "Hardware Overview:" in source or "SPHardwareDataType" in source:
+        facts = hardware_facts(source)
+        return parse_sysctl("\n".join(f"{name}: {value}" for name, value in facts.items()))
     if source.lstrip()[:1] in {"{", "["}:
         return parse_cim(source)
-    if re.search(r"^Architecture:", source, re.MULTILINE):
+    if re.search(r"^(Architecture|CPU\(s\)):", source, re.MULTILINE):
         return parse_lscpu(source)
     return parse_cpuinfo(source, board=board)
 
@@ -82,14 +91,20 @@ def parse_cpuinfo(source: str, *, board: str = "") -> Cpu:
         source: the file.
         board: `/proc/device-tree/model`; names the memory of single-board computers.
     """
+    found, named = _cpuinfo(source)
+    return tabled(found, board or named)
+
+
+def _cpuinfo(source: str) -> tuple[Cpu, str]:
+    """The CPU without its memory bandwidth, and the board if the file names it (Raspberry Pi)."""
     blocks: list[dict[str, str]] = [{}]
     for line in source.splitlines():
-        key, found, value = line.partition(":")
-        if not line.strip():
-            if blocks[-1]:
-                blocks.append({})
-        elif found:
-            blocks[-1].setdefault(key.strip().lower(), value.strip())
+        key, found, value = (part.strip() for part in line.partition(":"))
+        numbered = key == "processor" and value.isdigit()
+        if (not line.strip() and blocks[-1]) or (numbered and "processor" in blocks[-1]):
+            blocks.append({})
+        if found and (numbered or key.lower() != "processor"):
+            blocks[-1].setdefault(key.lower(), value)
     entries = [block for block in blocks if "processor" in block]
     everything: dict[str, str] = {}
     for block in blocks:
@@ -100,61 +115,49 @@ def parse_cpuinfo(source: str, *, board: str = "") -> Cpu:
     }
     sockets = {block["physical id"] for block in entries if "physical id" in block}
     implementer = everything.get("cpu implementer", "").lower()
-    parts = [
-        _ARM_PARTS.get(part, "")
-        for part in dict.fromkeys(block.get("cpu part", "").lower() for block in entries)
-    ]
-    model = everything.get("model name", "") if "cpu part" not in everything else ""
-    model = (
-        model
-        or " + ".join(name for name in parts if name)
-        or everything.get("cpu", "")
-        or everything.get("model name", "")
-    )
+    parts = [_part(block) for block in entries if "cpu part" in block]
+    model = "" if "cpu part" in everything else everything.get("model name", "")
+    named = " + ".join(dict.fromkeys(part for part in parts if part))
+    model = model or named or everything.get("cpu", "") or everything.get("model name", "")
     features = everything.get("flags", "") or everything.get("features", "")
-    vendor = everything.get("vendor_id", "") or implementer
     logical = len(entries) or None
     physical = len(cores) or (logical if implementer else None)
-    board = board or everything.get("model", "") if implementer else board
     cpu = Cpu(
-        vendor=_vendor(vendor),
+        vendor=_vendor(everything.get("vendor_id", "") or implementer),
         model=model,
         architecture=_architecture(everything, features),
-        sockets=len(sockets) or (1 if entries else None),
+        sockets=len(sockets) or None,
         physical_cores=physical,
-        performance_cores=physical,
+        performance_cores=_fast_arm(parts) or _fast_x86(entries) or physical,
         logical_cores=logical,
         isa=_isa(features.split()),
         virtual="hypervisor" in features.split(),
         how={"model": "/proc/cpuinfo", "logical_cores": "/proc/cpuinfo"} if entries else {},
     )
-    return tabled(cpu, board)
+    return cpu, everything.get("model", "") if implementer else ""
 
 
 def parse_lscpu(source: str) -> Cpu:
     """`lscpu`, in English."""
     facts: dict[str, str] = {}
-    models: list[str] = []
-    hybrid_cores = 0
+    kinds: list[dict[str, str]] = []
     for key, value in pairs(source):
         if key == "Model name":
-            models.append(value)
-        if key in {"Core(s) per socket", "Core(s) per cluster"} and len(models) > 1:
-            hybrid_cores += integer(value) or 0
+            kinds.append({"Model name": value})
+        elif kinds:
+            kinds[-1].setdefault(key, value)
         facts.setdefault(key, value)
-    first_cores = integer(facts.get("Core(s) per socket")) or integer(
-        facts.get("Core(s) per cluster")
-    )
-    sockets = integer(facts.get("Socket(s)")) or integer(facts.get("Cluster(s)"))
-    physical = (first_cores or 0) * (sockets or 1) + hybrid_cores or None
+    counted = [(kind["Model name"], _lscpu_cores(kind)) for kind in kinds]
+    physical = sum(count or 0 for _, count in counted) or None
+    parts = [name for name, count in counted for _ in range(min(count or 0, 8192))]
     features = facts.get("Flags", "").split()
     cpu = Cpu(
         vendor=_vendor(facts.get("Vendor ID", "")),
-        model=" + ".join(dict.fromkeys(models)),
+        model=" + ".join(dict.fromkeys(name for name, _ in counted)),
         architecture=facts.get("Architecture", "").lower(),
-        sockets=sockets,
+        sockets=integer(facts.get("Socket(s)")) or integer(facts.get("Cluster(s)")),
         physical_cores=physical,
-        performance_cores=physical,
+        performance_cores=_fast_arm(parts) or physical,
         logical_cores=integer(facts.get("CPU(s)")),
         numa_nodes=integer(facts.get("NUMA node(s)")),
         isa=_isa(features),
@@ -178,7 +181,8 @@ def parse_sysctl(source: str) -> Cpu:
     ]
     apple = model.startswith("Apple")
     row = apple_row(model, None, integer(facts.get("hw.memsize"))) if apple else None
-    physical = integer(facts.get("hw.physicalcpu"))
+    physical = integer(facts.get("hw.physicalcpu")) or integer(facts.get("machdep.cpu.core_count"))
+    logical = integer(facts.get("hw.logicalcpu")) or integer(facts.get("hw.ncpu"))
     known = {"model": "sysctl machdep.cpu.brand_string"} if model else {}
     if row is not None:
         known["bandwidth_bytes_per_second"] = f"table: {row.chip}, shared with the GPU"
@@ -189,7 +193,7 @@ def parse_sysctl(source: str) -> Cpu:
         sockets=integer(facts.get("hw.packages")) or (1 if model else None),
         physical_cores=physical,
         performance_cores=integer(facts.get("hw.perflevel0.physicalcpu")) or physical,
-        logical_cores=integer(facts.get("hw.logicalcpu")) or integer(facts.get("hw.ncpu")),
+        logical_cores=logical or integer(facts.get("machdep.cpu.thread_count")),
         isa=_isa([*switched, *_intel_mac(listed)]) or (("neon",) if apple else ()),
         bandwidth_bytes_per_second=row.bandwidth if row else None,
         how=known,
@@ -321,6 +325,9 @@ def _with_topology(cpu: Cpu, look: Look) -> Cpu:
     }
     if pairs_seen and cpu.physical_cores is None:
         changes["physical_cores"] = changes["performance_cores"] = len(pairs_seen)
+    packages = {package for package, _ in pairs_seen if package}
+    if packages and cpu.sockets is None:
+        changes["sockets"] = len(packages)
     fast = _cpu_list(look.read("/sys/devices/cpu_core/cpus"))
     if fast:
         cores = {
@@ -332,6 +339,40 @@ def _with_topology(cpu: Cpu, look: Look) -> Cpu:
         }
         changes["performance_cores"] = len(cores)
     return replace(cpu, **changes) if changes else cpu
+
+
+def _part(block: Mapping[str, str]) -> str:
+    return _PARTS.get(f"{block.get('cpu implementer', '').lower()}:{block['cpu part'].lower()}", "")
+
+
+def _fast_arm(parts: list[str]) -> int | None:
+    """Cores that are not the small kind of a mixed part; beside a Cortex-X925 the A725 is small."""
+    if len(set(parts)) < 2:
+        return None
+    beside = "Cortex-X925" in parts
+    fast = [
+        part
+        for part in parts
+        if not _SMALL_CORES.search(part) and not (beside and part == "Cortex-A725")
+    ]
+    return len(fast) or None
+
+
+def _fast_x86(entries: list[dict[str, str]]) -> int | None:
+    """On hybrid Intel parts only performance cores have two threads, if threads are on at all."""
+    threads: dict[tuple[str, str], int] = {}
+    for block in entries:
+        if "core id" in block:
+            place = (block.get("physical id", "0"), block["core id"])
+            threads[place] = threads.get(place, 0) + 1
+    doubled = sum(1 for count in threads.values() if count > 1)
+    return doubled if 0 < doubled < len(threads) else None
+
+
+def _lscpu_cores(kind: Mapping[str, str]) -> int | None:
+    cores = integer(kind.get("Core(s) per socket")) or integer(kind.get("Core(s) per cluster"))
+    groups = integer(kind.get("Socket(s)")) or integer(kind.get("Cluster(s)")) or 1
+    return cores * groups if cores else None
 
 
 def _cpu_list(source: str) -> list[int]:
@@ -346,7 +387,8 @@ def _cpu_list(source: str) -> list[int]:
 
 
 def _board(look: Look) -> str:
-    return look.read("/proc/device-tree/model").strip("\x00\n ")
+    board = look.read("/proc/device-tree/model") or look.read("/sys/class/dmi/id/product_name")
+    return board.strip("\x00\n ")
 
 
 def _vendor(raw: str) -> str:
@@ -363,6 +405,8 @@ def _architecture(facts: Mapping[str, str], features: str) -> str:
             if facts["cpu architecture"] in {"8", "AArch64"} and "asimd" in features
             else "armv" + facts["cpu architecture"][:1]
         )
+    if "POWER" in facts.get("cpu", ""):
+        return "ppc64"
     return "riscv64" if facts.get("isa", "").startswith("rv64") else ""
 
 

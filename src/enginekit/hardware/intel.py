@@ -33,9 +33,10 @@ _NAMES = {
     "0x0bd5": "Intel Data Center GPU Max 1550",
     "0x0bda": "Intel Data Center GPU Max 1100",
 }
-_INTEGRATED = re.compile(
-    r"\b(UHD|HD|Iris|1[34]0V|1[34]0T)\b|\bArc\(TM\) Graphics|^Intel.* Graphics$", re.I
+_DISCRETE = re.compile(
+    r"\b[AB]\d{3}\w?\b|\bPro [AB]\d\d|\b(Flex|Max) \d{3,4}\b|Data Center|Gaudi", re.IGNORECASE
 )
+_INTEGRATED = re.compile(r"\b(UHD|HD|Iris|1[34]0[VT]|Graphics)\b", re.IGNORECASE)
 
 
 def read(look: Look) -> tuple[Gpu, ...]:
@@ -148,7 +149,7 @@ def _build(
     **facts: Any,
 ) -> Gpu:
     if shared is None:
-        shared = _INTEGRATED.search(name) is not None
+        shared = not _DISCRETE.search(name) and _INTEGRATED.search(name) is not None
     row = gpu_row("intel", name, None if shared else total)
     known = {"name": how}
     if total is not None and not shared:

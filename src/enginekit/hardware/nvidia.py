@@ -14,9 +14,9 @@ from typing import Any
 from enginekit.facts.machine import Gpu, GpuProcess, Interconnect, UnifiedMemory
 from enginekit.hardware import _nvml
 from enginekit.hardware._look import Look, ProbeAbsentError, ProbeFailedError
-from enginekit.hardware._nvidia_smi import from_csv, from_query, from_xml
+from enginekit.hardware._nvidia_smi import from_csv, from_query, from_table, from_xml
 from enginekit.hardware._text import integer, items, mapping, number, pairs, text
-from enginekit.hardware.tables import gpu_row
+from enginekit.hardware.tables import board_row, gpu_row
 
 CSV_FIELDS = (
     "index,uuid,name,memory.total,memory.reserved,memory.used,memory.free,compute_cap,"
@@ -30,30 +30,36 @@ _NVLINK_BYTES_PER_LINK = {1: 20, 2: 25, 3: 25, 4: 25, 5: 50}
 
 def read(look: Look) -> tuple[Gpu, ...]:
     """NVML if its binding is installed, else `nvidia-smi -q -x`, else its CSV."""
+    board = look.read("/proc/device-tree/model").strip("\x00\n ")
     if (snapshot := _nvml.snapshot()) is not None:
-        return parse(snapshot)
+        return parse(snapshot, board=board)
     try:
-        return parse(look.run("nvidia-smi", "-q", "-x"))
+        return parse(look.run("nvidia-smi", "-q", "-x"), board=board)
     except ProbeFailedError:
-        return parse(look.run("nvidia-smi", f"--query-gpu={CSV_FIELDS}", "--format=csv"))
+        return parse(look.run("nvidia-smi"), board=board)
     except ProbeAbsentError:
         if found := look.glob("/proc/driver/nvidia/gpus/*/information"):
             return parse_proc({path: look.read(path) for path in found})
         raise
 
 
-def parse(source: str | Mapping[str, Any]) -> tuple[Gpu, ...]:
-    """Devices from an NVML snapshot, `nvidia-smi -q -x`, `nvidia-smi -q` or CSV with a header.
+def parse(source: str | Mapping[str, Any], *, board: str = "") -> tuple[Gpu, ...]:
+    """Devices from an NVML snapshot or any output of `nvidia-smi`: `-q -x`, `-q`, CSV with its
+    header, or the boxed summary. Never raises; what is not understood gives no devices.
 
-    Never raises; what is not understood gives no devices.
+    Args:
+        source: what the tool or the library gave.
+        board: `/proc/device-tree/model`; a Jetson's driver does not name the module.
     """
     if not isinstance(source, str):
-        return _devices(mapping(source), "NVML")
+        return _devices(mapping(source), "NVML", board)
     if "<nvidia_smi_log" in source:
-        return _devices(from_xml(source), "nvidia-smi -q -x")
+        return _devices(from_xml(source), "nvidia-smi -q -x", board)
     if "NVSMI LOG" in source:
-        return _devices(from_query(source), "nvidia-smi -q")
-    return _devices(from_csv(source), "nvidia-smi --query-gpu")
+        return _devices(from_query(source), "nvidia-smi -q", board)
+    if "NVIDIA-SMI" in source and "|" in source:
+        return _devices(from_table(source), "nvidia-smi", board)
+    return _devices(from_csv(source), "nvidia-smi --query-gpu", board)
 
 
 def parse_proc(files: Mapping[str, str]) -> tuple[Gpu, ...]:
@@ -71,17 +77,19 @@ def parse_proc(files: Mapping[str, str]) -> tuple[Gpu, ...]:
     return _devices({"gpus": found}, "/proc/driver/nvidia")
 
 
-def _devices(log: Mapping[str, Any], how: str) -> tuple[Gpu, ...]:
+def _devices(log: Mapping[str, Any], how: str, board: str = "") -> tuple[Gpu, ...]:
     found: list[Gpu] = []
     for position, raw in enumerate(items(log.get("gpus"))):
         card = mapping(raw)
-        whole = _card(card, position, log, how)
+        whole = _card(card, position, log, how, board)
         slices = [_slice(mapping(part), whole, how) for part in items(card.get("mig_devices"))]
         found.extend(slices if whole.mig_enabled and slices else [whole])
     return tuple(found)
 
 
-def _card(card: Mapping[str, Any], position: int, log: Mapping[str, Any], how: str) -> Gpu:
+def _card(
+    card: Mapping[str, Any], position: int, log: Mapping[str, Any], how: str, board: str
+) -> Gpu:
     name = text(card.get("name")) or "NVIDIA GPU"
     index = integer(card.get("index"))
     total = integer(card.get("total"))
@@ -90,7 +98,7 @@ def _card(card: Mapping[str, Any], position: int, log: Mapping[str, Any], how: s
     )
     if unified or not total:
         total = None
-    row = gpu_row("nvidia", name, total)
+    row = (board_row(board) if unified else None) or gpu_row("nvidia", name, total)
     known: dict[str, str] = {"name": how}
     compute = _capability(card.get("compute_capability"))
     if compute is not None:

@@ -114,9 +114,14 @@ def normalised(name: str) -> str:
 def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | None:
     """The table's card for a driver name; its memory size decides between namesakes.
 
+    A name that the tool cut (`NVIDIA RTX 6000 Ada Gene...`) is looked up without its last word.
+
     None if no card of that name has about that much memory (a fifth more or less).
     """
-    wanted = normalised(name)
+    cut = name.rstrip().endswith("...")
+    wanted = normalised(name.rstrip(". "))
+    if cut:
+        wanted = wanted.rpartition(" ")[0]
     found = _by_match().get((vendor, wanted), ())
     if total_bytes is None:
         return found[0] if found else None
@@ -128,6 +133,20 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
     return min(
         close, key=lambda row: abs((row.memory_bytes or total_bytes) - total_bytes), default=None
     )
+
+
+def board_row(board: str) -> GpuRow | None:
+    """The module inside a named developer kit (`NVIDIA Jetson Orin Nano Developer Kit Super`)."""
+    wanted = normalised(board)
+    if "super" in wanted.split():
+        wanted = wanted.replace(" super", "").replace("orin nano", "orin nano super")
+    found = [
+        (len(match), row)
+        for (vendor, match), rows in _by_match().items()
+        for row in rows
+        if vendor == "nvidia" and match.startswith("jetson ") and wanted.startswith(match)
+    ]
+    return max(found, key=lambda pair: pair[0], default=(0, None))[1]
 
 
 def apple_row(
