@@ -203,8 +203,9 @@ class Client:
         return self._run(self._on_engine(lambda e, _: e.load_state()))
 
     def run(self, operation: Operation[_T]) -> _T:
-        """Run any operation on the blocking driver."""
-        return self._run(operation)
+        """Run any operation on the blocking driver, without resolving an engine first."""
+        result: _T = _sync_driver().run(operation)
+        return result
 
     def close(self) -> None:
         """Let go of a server that enginekit started; the last one out stops it. Never needed."""
@@ -256,8 +257,9 @@ class Client:
         return await self._arun(self._on_engine(lambda e, _: e.models()))
 
     async def arun(self, operation: Operation[_T]) -> _T:
-        """Run any operation on the async driver."""
-        return await self._arun(operation)
+        """As `run`, on the async driver."""
+        result: _T = await _async_driver().run(operation)
+        return result
 
     # -- running ---------------------------------------------------------------------------
 
