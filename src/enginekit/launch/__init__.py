@@ -1,0 +1,1 @@
+"""Starting servers: the embedded llama.cpp."""
