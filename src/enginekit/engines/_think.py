@@ -111,3 +111,33 @@ class ThinkSplitter(Wrapper):
         if self._split:
             end.repairs = (*end.repairs, "inline thinking was split from the answer")
         super()._end(chunk, end, out)
+
+
+class AnswerInReasoning(Wrapper):
+    """A finished reply that is all reasoning is given as text, too.
+
+    vLLM's reasoning parsers take an answer without any think tag for reasoning, all of it, and
+    leave the content null. Only choice 0, only when the model stopped by itself.
+    """
+
+    def __init__(self, inner: Inner) -> None:
+        super().__init__(inner)
+        self._reasoning: list[str] = []
+        self._answered = False
+
+    def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Sequence[Chunk]) -> None:
+        if not chunk.index:
+            if chunk.reasoning and not self._answered:
+                self._reasoning.append(chunk.reasoning)
+            self._answered = self._answered or bool(chunk.text or chunk.tool_calls)
+        out.append(chunk)
+
+    def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
+        text = "".join(self._reasoning)
+        if text.strip() and not self._answered and end.finish_reason == "stop":
+            out.append(Chunk(text))
+            end.repairs = (
+                *end.repairs,
+                "the server's reasoning parser took the whole answer for thinking: given as text",
+            )
+        super()._end(chunk, end, out)

@@ -11,7 +11,7 @@ from enginekit.engines._fault import Case
 from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan
 from enginekit.engines._params import Draft, Rule, Table
-from enginekit.engines._think import ThinkSplitter
+from enginekit.engines._think import AnswerInReasoning, ThinkSplitter
 from enginekit.engines._wrap import Inner, StopCutter
 from enginekit.engines.vllm.facts import (
     FAULTS,
@@ -63,7 +63,7 @@ class VLLM(OpenAIEngine):
     # -- requests -----------------------------------------------------------------------
 
     def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
-        return [ThinkSplitter]
+        return [ThinkSplitter, AnswerInReasoning]
 
     def _prefill(self, draft: Draft, plan: Plan, notes: list[str]) -> None:
         last = plan.messages[-1]
