@@ -77,10 +77,12 @@ def test_the_rarer_labels_of_one_model(label: str) -> None:
     assert bits == pytest.approx(LLAMA_8B[label], abs=0.0051)
 
 
-@pytest.mark.parametrize("row", _published(), ids=lambda row: row["name"])
+@pytest.mark.parametrize(
+    "row",
+    [row for row in _published() if row["q4_k_m_mib"].isdigit()],
+    ids=lambda row: row["name"],
+)
 def test_the_catalogs_q4_k_m_column(row: dict[str, str]) -> None:
-    if not row["q4_k_m_mib"].isdigit():
-        pytest.skip("the source has no figure for it")
     mib = weights(describe(row["name"]), "Q4_K_M").total / MIB
     # granite-3.0 has four fewer tokens than the model its figure was copied from.
     assert mib == pytest.approx(int(row["q4_k_m_mib"]), rel=0.0005, abs=0.51)

@@ -1,0 +1,441 @@
+"""The GGUF reader: what it reads, against an independent writer, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter
+
+from enginekit.catalog import _gguf_spec, describe, gguf
+from enginekit.errors import ModelFileError
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.kv_cache import llamacpp_cache
+from enginekit.sizing.weights import weights
+from tests.catalog.gguf_keys import keys_of
+from tests.catalog.gguf_writer import header, tensors_of, text, value
+
+
+def parse(data: bytes, size: int | None = -1) -> gguf.GgufHeader:
+    """Parse from memory; the size is that of the data unless said otherwise."""
+    known = len(data) if size == -1 else size
+    return gguf.parse(lambda offset, length: data[offset : offset + length], size=known)
+
+
+def spec_of(metadata: dict[str, Any], tensors: Any = ()) -> ModelSpec:
+    return _gguf_spec.to_spec(parse(header(metadata, tensors), None))
+
+
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 2,
+    "llama.embedding_length": 256,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.feed_forward_length": 512,
+    "llama.context_length": 4096,
+    "tokenizer.ggml.tokens": ["a", "bb", "", "é"],
+    "tokenizer.ggml.scores": [0.0, 1.0, 2.0, 3.0],
+    "tokenizer.chat_template": "{% if tools %}{% endif %}<think>",
+}
+TABLE = [
+    ("token_embd.weight", (256, 4), "F16"),
+    ("blk.0.attn_q.weight", (256, 256), "Q8_0"),
+    ("blk.1.ffn_down.weight", (512, 256), "Q4_K"),
+    ("output_norm.weight", (256,), "F32"),
+]
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_both_versions_in_both_byte_orders(version: int, order: str) -> None:
+    found = parse(header(LLAMA, TABLE, version=version, order=order), None)
+    assert (found.version, found.little_endian) == (version, order == "<")
+    assert found.metadata["llama.block_count"] == 2
+    assert found.counts["tokenizer.ggml.tokens"] == 4
+    assert found.metadata["tokenizer.ggml.scores"] == (0.0, 1.0, 2.0, 3.0)
+    assert [tensor.name for tensor in found.tensors] == [row[0] for row in TABLE]
+    assert [tensor.bytes for tensor in found.tensors] == [
+        2 * 256 * 4,
+        256 * 256 // 32 * 34,
+        512 * 256 // 256 * 144,
+        4 * 256,
+    ]
+
+
+@pytest.mark.parametrize("window", [16, 33, 100, 1 << 20])
+def test_the_size_of_a_read_does_not_matter(window: int) -> None:
+    data = header(LLAMA, TABLE)
+
+    def read(offset: int, length: int) -> bytes:
+        return data[offset : offset + length]
+
+    found = gguf.parse(read, size=None, window=window)
+    assert found.tensors == parse(data, None).tensors
+    assert found.counts == parse(data, None).counts
+
+
+@pytest.mark.parametrize("endianess", [GGUFEndian.LITTLE, GGUFEndian.BIG])
+def test_files_of_the_gguf_package_read_alike(tmp_path: Path, endianess: GGUFEndian) -> None:
+    """Written by llama.cpp's own writer and compared with its own reader, tensor by tensor."""
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama", endianess=endianess)
+    writer.add_block_count(1)
+    writer.add_embedding_length(64)
+    writer.add_head_count(4)
+    writer.add_context_length(512)
+    writer.add_token_list([f"token {i}" for i in range(1000)])
+    writer.add_token_scores([0.5] * 1000)
+    writer.add_chat_template("hello")
+    writer.add_array("llama.rope.dimension_sections", [1, 2, 3, 4])
+    rng = np.random.default_rng(1)
+    writer.add_tensor("token_embd.weight", rng.random((1000, 64)).astype(np.float16))
+    writer.add_tensor("blk.0.attn_q.weight", rng.random((64, 64)).astype(np.float32))
+    writer.add_tensor(
+        "blk.0.ffn_up.weight",
+        np.zeros((128, 64 // 32 * 34), dtype=np.uint8),
+        raw_dtype=GGMLQuantizationType.Q8_0,
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found, witness = gguf.read_file(path), GGUFReader(path)
+    assert found.missing == 0
+    assert found.data_offset == witness.data_offset
+    ours = {t.name: (t.shape, t.type, t.bytes) for t in found.tensors}
+    theirs = {
+        t.name: (tuple(int(n) for n in t.shape), t.tensor_type.name, int(t.n_bytes))
+        for t in witness.tensors
+    }
+    assert ours == theirs
+    assert found.metadata["llama.rope.dimension_sections"] == (1, 2, 3, 4)
+    assert found.counts["tokenizer.ggml.tokens"] == 1000
+
+
+def test_a_40_gb_file_costs_a_little_of_it(tmp_path: Path) -> None:
+    """A sparse file stands in: only the header is read, though the vocabulary is a real one."""
+    path = tmp_path / "huge.gguf"
+    metadata = LLAMA | {
+        "tokenizer.ggml.tokens": [f"token{i:06d}" for i in range(150_000)],
+        "tokenizer.ggml.merges": [f"a{i} b{i}" for i in range(280_000)],
+    }
+    data = header(metadata, TABLE)
+    path.write_bytes(data)
+    os.truncate(path, 40 << 30)
+    read = 0
+    with path.open("rb", buffering=0) as file:
+
+        def counted(offset: int, length: int) -> bytes:
+            nonlocal read
+            file.seek(offset)
+            piece = file.read(length)
+            read += len(piece)
+            return piece
+
+        found = gguf.parse(counted, size=40 << 30)
+    assert found.counts["tokenizer.ggml.merges"] == 280_000
+    assert len(data) <= read < len(data) + (2 << 20) < 30_000_000
+
+
+def test_long_arrays_of_numbers_are_stepped_over_without_reading() -> None:
+    scores = [0.0] * 300_000
+    data = header({"general.architecture": "llama", "tokenizer.ggml.scores": scores})
+    offsets = []
+
+    def read(offset: int, length: int) -> bytes:
+        offsets.append(offset)
+        return data[offset : offset + length]
+
+    found = gguf.parse(read, size=len(data), window=64)
+    assert found.counts["tokenizer.ggml.scores"] == 300_000
+    assert "tokenizer.ggml.scores" not in found.metadata
+    assert len(offsets) < 10
+
+
+def test_split_files_are_one_model(tmp_path: Path) -> None:
+    parts = [TABLE[:2], TABLE[2:]]
+    for number, part in enumerate(parts, start=1):
+        metadata = {"split.no": number - 1, "split.count": 2, "split.tensors.count": 4}
+        metadata = LLAMA | metadata if number == 1 else metadata
+        data = header(metadata, part)
+        path = tmp_path / f"m-{number:05d}-of-00002.gguf"
+        path.write_bytes(data + bytes(parse(data, None).end - len(data)))
+    whole = parse(header(LLAMA, TABLE), None)
+    for number in (1, 2):
+        found = gguf.read_file(tmp_path / f"m-{number:05d}-of-00002.gguf")
+        assert (found.parts, found.data_bytes, found.missing) == (2, whole.data_bytes, 0)
+        assert found.metadata["general.architecture"] == "llama"
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m-00001-of-00002.gguf").write_bytes(header(LLAMA | {"split.count": 2}))
+    with pytest.raises(ModelFileError, match=r"m-00002-of-00002\.gguf.*does not exist"):
+        gguf.read_file(tmp_path / "m-00001-of-00002.gguf")
+
+
+def test_a_part_without_its_number_says_how_to_name_it(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(header(LLAMA | {"split.count": 3}))
+    with pytest.raises(ModelFileError, match="one of 3 parts") as caught:
+        gguf.read_file(tmp_path / "m.gguf")
+    assert "00001-of-00003" in str(caught.value.hint)
+
+
+def test_a_cut_download_is_described_and_said_to_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    data = header(LLAMA, TABLE)
+    path.write_bytes(data + bytes(100))
+    spec = describe(path)
+    assert spec.weight_bytes == parse(data, None).data_bytes
+    assert any("download is incomplete" in note for note in spec.notes)
+
+
+# ------------------------------------------------------------------------------ header to facts
+
+
+ROUND_TRIP = [
+    "llama3.1-8b",
+    "smollm2-135m",
+    "qwen3-30b-a3b",
+    "gemma2-9b",
+    "gemma3-27b",
+    "gemma4-31b",
+    "gemma4-e2b",
+    "gemma4-26b-a4b",
+    "gpt-oss-20b",
+    "deepseek-v3",
+    "glm-4.7-flash",
+    "qwen3.5-27b",
+    "qwen3.5-35b-a3b",
+    "qwen3-next-80b-a3b",
+    "nemotron3-nano-30b-a3b",
+    "mixtral-8x7b",
+    "phi4",
+    "command-r-35b",
+]
+
+
+@pytest.mark.parametrize("name", ROUND_TRIP)
+def test_a_header_says_the_same_as_the_catalog(name: str) -> None:
+    """Written with llama.cpp's keys and shapes, read back: equal layers, weights and caches."""
+    known = describe(name)
+    spec = spec_of(keys_of(known), tensors_of(known))
+    assert spec.known_layout
+    assert spec.layers == known.layers
+    assert (spec.hidden, spec.vocab, spec.tied_embeddings) == (
+        known.hidden,
+        known.vocab,
+        known.tied_embeddings,
+    )
+    assert spec.params_total == known.params_total
+    assert spec.params_active == known.params_active
+    assert spec.quantization == "F16"
+    assert weights(spec).total == spec.weight_bytes == weights(known, "F16").total
+    for label in ("Q4_K_M", "IQ2_XXS"):
+        assert weights(spec, label).total == weights(known, label).total
+    for slots in (1, 4):
+        ours, theirs = (llamacpp_cache(x, 8192, slots=slots).total for x in (spec, known))
+        assert ours == theirs
+
+
+def test_capabilities_come_from_the_template() -> None:
+    spec = spec_of(LLAMA, TABLE)
+    assert (spec.capabilities.tools, spec.capabilities.thinking) == (True, True)
+    assert spec.chat_template
+    assert spec.vocab == 4
+
+
+def test_mtp_blocks_are_counted_apart() -> None:
+    metadata = LLAMA | {"llama.block_count": 3, "llama.nextn_predict_layers": 1}
+    table = [*TABLE, ("blk.2.attn_q.weight", (256, 256), "F16")]
+    spec = spec_of(metadata, table)
+    assert (spec.n_layers, spec.mtp_layers, spec.mtp_bytes) == (2, 1, 2 * 256 * 256)
+    assert spec.weight_bytes == spec_of(LLAMA, TABLE).weight_bytes
+
+
+def test_legacy_deepseek_files_without_latent_keys_cost_71_times_more() -> None:
+    known = describe("deepseek-v3")
+    modern = keys_of(known)
+    legacy = modern | {
+        "deepseek2.attention.key_length": 192,
+        "deepseek2.attention.value_length": 128,
+        "deepseek2.attention.head_count_kv": 128,
+    }
+    del legacy["deepseek2.attention.key_length_mla"]
+    ratio = (
+        llamacpp_cache(spec_of(legacy), 4096).total / llamacpp_cache(spec_of(modern), 4096).total
+    )
+    assert ratio == pytest.approx(71.1, abs=0.1)
+
+
+def test_an_unknown_architecture_has_exact_weights_and_no_precise_cache() -> None:
+    metadata = {key.replace("llama", "brandnew"): item for key, item in LLAMA.items()}
+    metadata["general.architecture"] = "brandnew"
+    spec = spec_of(metadata, TABLE)
+    assert not spec.known_layout
+    assert spec.weight_bytes == spec_of(LLAMA, TABLE).weight_bytes
+    cache = llamacpp_cache(spec, 4096)
+    assert cache.low < cache.total < cache.high
+    assert "unknown attention layout" in cache.reason
+    assert "unknown attention layout: brandnew" in spec.notes
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "kinds"),
+    [
+        ("falcon-h1", {"ssm.inner_size": 512}, {("full", True)}),
+        ("mamba", {"attention.head_count": 0}, {("none", True)}),
+        ("bert", {}, {("none", False)}),
+        ("jamba", {"attention.head_count_kv": [0, 2]}, {("none", True), ("full", False)}),
+        ("deci", {"attention.head_count_kv": [2, 0]}, {("full", False), ("none", False)}),
+    ],
+)
+def test_kinds_of_layers(arch: str, extra: dict[str, Any], kinds: set[tuple[str, bool]]) -> None:
+    metadata = {key.replace("llama", arch): item for key, item in LLAMA.items()}
+    metadata |= {f"{arch}.{key}": item for key, item in extra.items()}
+    metadata["general.architecture"] = arch
+    spec = spec_of(metadata, TABLE)
+    assert {(layer.attention, layer.recurrent) for layer in spec.layers} == kinds
+
+
+def test_phi3_ignores_its_window_as_llama_cpp_does() -> None:
+    metadata = {key.replace("llama", "phi3"): item for key, item in LLAMA.items()}
+    metadata |= {"general.architecture": "phi3", "phi3.attention.sliding_window": 128}
+    assert {layer.attention for layer in spec_of(metadata, TABLE).layers} == {"full"}
+
+
+# ------------------------------------------------------------------------------------- refusing
+
+
+def _raw(tensors: int = 0, pairs: int = 0, body: bytes = b"", version: int = 3) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs) + body
+
+
+def _tensor(
+    name: str = "a", dims: tuple[int, ...] = (32,), kind: int = 0, rank: int | None = None
+) -> bytes:
+    count = len(dims) if rank is None else rank
+    head = text(name) + struct.pack("<I", count)
+    return head + struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, 0)
+
+
+HOSTILE = {
+    "empty": (b"", "magic"),
+    "wrong magic": (b"GGML" + bytes(100), "magic"),
+    "a zip": (b"PK\x03\x04" + bytes(100), "zip"),
+    "version 1": (_raw(version=1), "version"),
+    "version 4": (_raw(version=4), "version"),
+    "2^60 tensors": (_raw(tensors=1 << 60), "tensor_count"),
+    "2^60 pairs": (_raw(pairs=1 << 60), "metadata_kv_count"),
+    "2^63 pairs": (_raw(pairs=1 << 63), "metadata_kv_count"),
+    "a key of 2^60 bytes": (_raw(pairs=1, body=struct.pack("<Q", 1 << 60) + bytes(20)), "key 0"),
+    "an empty key": (_raw(pairs=1, body=text("") + value(1)), "empty"),
+    "a key that is no text": (_raw(pairs=1, body=text(b"\xff\xfe") + value(1)), "UTF-8"),
+    "a key twice": (_raw(pairs=2, body=2 * (text("k") + value(1))), "twice"),
+    "value type 99": (_raw(pairs=1, body=text("k") + struct.pack("<IQ", 99, 0)), "type 99"),
+    "array type 99": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 99, 1)), "type 99"),
+    "an array of arrays": (
+        _raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(30)),
+        "array of arrays",
+    ),
+    "2^60 strings": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 8, 1 << 60)), "k"),
+    "2^60 numbers": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 6, 1 << 60)), "k"),
+    "a string past the end": (
+        _raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 8, 1) + struct.pack("<Q", 1 << 62)),
+        "k",
+    ),
+    "a text value of 2^40": (
+        _raw(pairs=1, body=text("k") + struct.pack("<IQ", 8, 1 << 40)),
+        "k",
+    ),
+    "no dimensions": (_raw(1, body=_tensor(dims=()) + bytes(8)), "0 dimensions"),
+    "five dimensions": (_raw(1, body=_tensor(dims=(32, 1, 1, 1, 1))), "5 dimensions"),
+    "2^32 - 1 dimensions": (_raw(1, body=_tensor(rank=(1 << 32) - 1)), "dimensions"),
+    "a dimension of zero": (_raw(1, body=_tensor(dims=(32, 0))), "absurd"),
+    "dimensions that overflow": (_raw(1, body=_tensor(dims=(1 << 40, 1 << 40))), "absurd"),
+    "tensor type 99": (_raw(1, body=_tensor(kind=99)), "type 99"),
+    "a removed tensor type": (_raw(1, body=_tensor(kind=4)), "type 4"),
+    "a row of half a block": (_raw(1, body=_tensor(dims=(100,), kind=12)), "Q4_K blocks"),
+    "a tensor twice": (_raw(2, body=2 * _tensor()), "twice"),
+    "a tensor without a name": (_raw(1, body=_tensor(name="") + bytes(8)), "empty"),
+    "a name of 300 letters": (_raw(1, body=_tensor(name="x" * 300)), "300 bytes"),
+    "cut in the tensor table": (_raw(1, body=_tensor()[:-4] + b""), "bytes"),
+    "alignment of 33": (header(LLAMA | {"general.alignment": 33}), "general.alignment"),
+    "alignment of zero": (header(LLAMA | {"general.alignment": 0}), "general.alignment"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(HOSTILE))
+@pytest.mark.parametrize("size_known", [True, False])
+def test_a_hostile_header_is_refused_by_name(case: str, size_known: bool) -> None:
+    data, said = HOSTILE[case]
+    with pytest.raises(ModelFileError, match=said) as caught:
+        parse(data, -1 if size_known else None)
+    assert caught.value.field
+
+
+def test_an_error_names_file_field_and_offset(tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(_raw(pairs=1, body=text("some.key") + struct.pack("<IQ", 8, 1 << 40)))
+    with pytest.raises(ModelFileError, match=r"bad\.gguf: some\.key at byte 52: .*1099511627776"):
+        gguf.read_file(path)
+
+
+@pytest.mark.parametrize("length", range(0, 400, 7))
+def test_every_truncation_is_an_error_of_ours(length: int) -> None:
+    data = header(LLAMA, TABLE)
+    with pytest.raises(ModelFileError):
+        parse(data[:length])
+
+
+def test_a_string_array_of_millions_stops_before_it_costs_memory() -> None:
+    """A server that feeds zeros for ever: the count is refused before the first string is read."""
+    body = text("k") + struct.pack("<IIQ", 9, 8, 1 << 40)
+    start = _raw(pairs=1, body=body)
+    calls = []
+
+    def endless(offset: int, length: int) -> bytes:
+        calls.append(length)
+        return (start[offset:] + bytes(length))[:length]
+
+    with pytest.raises(ModelFileError, match="more than"):
+        gguf.parse(endless, size=None)
+    assert len(calls) <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"general.architecture": ""}, "general.architecture"),
+        ({"general.architecture": "clip"}, "projector"),
+        ({"llama.block_count": 10**9}, "block_count"),
+        ({"llama.block_count": 0}, "0 layers"),
+        ({"llama.block_count": "two"}, "number was expected"),
+        ({"llama.embedding_length": 1 << 40}, "embedding_length"),
+        ({"llama.attention.head_count_kv": [1]}, "2 layers need 2 values"),
+        ({"llama.attention.head_count": [1, -3]}, "head_count"),
+        ({"llama.attention.key_length": 1 << 30}, "key_length"),
+    ],
+)
+def test_absurd_keys_are_refused_by_name(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelFileError, match=said):
+        spec_of(LLAMA | change, TABLE)
+
+
+def test_a_missing_key_is_named() -> None:
+    metadata = dict(LLAMA)
+    del metadata["llama.embedding_length"]
+    with pytest.raises(ModelFileError, match=r"llama\.embedding_length is missing"):
+        spec_of(metadata, TABLE)
+
+
+def test_a_lora_adapter_is_no_model() -> None:
+    with pytest.raises(ModelFileError, match="LoRA adapter"):
+        spec_of(LLAMA | {"general.type": "adapter"})
