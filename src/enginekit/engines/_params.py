@@ -226,7 +226,10 @@ class Draft:
     def options(self) -> None:
         """Place `engine_options`, each top-level key an entry of its own. Call this last."""
         for key, value in self._request.engine_options.items():
-            self.enter(f"engine_options.{key}", "sent", {key: value}, case="")
+            parts: dict[str, Any] = {key: value}
+            if isinstance(value, Mapping) and isinstance(self.body.get(key), dict):
+                parts = {f"{key}.{name}": inner for name, inner in value.items()}
+            self.enter(f"engine_options.{key}", "sent", parts)
 
     def _settle(self, field: str, rule: Rule, value: Any) -> None:
         if rule.outcome == "refused":
@@ -282,16 +285,10 @@ class Draft:
             if not isinstance(step, dict):
                 self._clash(".".join(parents[: depth + 1]), field)
             here = step
-        if last not in here:
-            here[last] = dict(value) if isinstance(value, Mapping) else value
-            self._claims[path] = field
-        elif isinstance(here[last], dict) and isinstance(value, Mapping):
-            if path in self._claims:
-                self._clash(path, field)
-            for key, inner in value.items():
-                self._place(f"{path}.{key}", inner, field)
-        else:
+        if last in here:
             self._clash(path, field)
+        here[last] = dict(value) if isinstance(value, Mapping) else value
+        self._claims[path] = field
 
     def _clash(self, path: str, field: str) -> NoReturn:
         other = self._claims.get(path, "another setting")

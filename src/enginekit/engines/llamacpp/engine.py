@@ -141,7 +141,13 @@ class LlamaCpp(OpenAIEngine):
             parts = {"chat_template_kwargs.enable_thinking": wish}
             draft.enter("reasoning", "translated", parts, note="a variable of the chat template")
         elif self._has_levels():
-            draft.enter("reasoning", "translated", {"reasoning_effort": wish}, case="level")
+            draft.enter(
+                "reasoning",
+                "translated",
+                {"reasoning_effort": wish},
+                case="level",
+                note="as reasoning_effort",
+            )
         else:
             draft.enter(
                 "reasoning",

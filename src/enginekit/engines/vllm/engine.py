@@ -133,7 +133,13 @@ class VLLM(OpenAIEngine):
         levels = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
         if wish not in levels:
             draft.invalid("reasoning", f"must be a bool or one of {', '.join(levels)}")
-        draft.enter("reasoning", "translated", {"reasoning_effort": wish}, case="level")
+        draft.enter(
+            "reasoning",
+            "translated",
+            {"reasoning_effort": wish},
+            case="level",
+            note="as reasoning_effort",
+        )
 
     def _constrain(self, draft: Draft, constraint: Constraint, plan: Plan) -> None:
         kind, value = constraint.kind, constraint.value
