@@ -1,0 +1,86 @@
+"""Write docs/engines/index.md from the engines' profiles; with --check, fail when it is stale."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+from enginekit import registry
+from enginekit.facts.engine import EngineProfile, Feature
+
+PAGE = Path(__file__).parent.parent / "docs" / "engines" / "index.md"
+
+MARKS = {"native": "yes", "emulated": "emulated", "server": "depends", "none": "no"}
+
+HEAD = """# Engines
+
+Generated from the engines' profiles by `python scripts/engine_docs.py`; a test fails when it is stale.
+
+"""
+
+LEGEND = """
+**yes**: the server does it. **emulated**: the server cannot, enginekit does it by other means and the receipt says so.
+**depends**: on the server's flags or model; enginekit asks the running server. **no**: refused before anything is sent.
+The letter is the evidence: **d** documented or read in the source, **p** asked of the running server, **o** seen happening on
+a running server of a tested version. `enginekit engines NAME` prints the notes behind each cell.
+
+`embedded` is the llama.cpp server, started by enginekit in a child process; its column is that of `llamacpp`.
+"""
+
+
+def profiles() -> list[EngineProfile]:
+    """The profile of each server engine, in the registry's order."""
+    return [
+        registry.engine_class(name).profile
+        for name in registry.names()
+        if name not in registry.LAUNCHED
+    ]
+
+
+def render() -> str:
+    """The whole page."""
+    shown = profiles()
+    lines = [HEAD]
+    lines.append("| engine | wire | default address | versions tested | start it |")
+    lines.append("|---|---|---|---|---|")
+    for profile in shown:
+        start = f"`{profile.start_command.format(model='MODEL')}`" if profile.start_command else ""
+        lines.append(
+            f"| [{profile.name}]({profile.docs_url}) | {profile.wire} | `{profile.default_url}` | "
+            f"{', '.join(profile.tested)} | {start} |"
+        )
+    lines.append("\n## Capabilities\n")
+    lines.append("| | " + " | ".join(profile.name for profile in shown) + " |")
+    lines.append("|---|" + "---|" * len(shown))
+    for feature in get_args(Feature):
+        cells = []
+        for profile in shown:
+            fact = profile.capability(feature)
+            letter = f" ({fact.evidence[0]})" if fact.support != "none" else ""
+            cells.append(MARKS[fact.support] + letter)
+        lines.append(f"| {feature.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    lines.append(LEGEND)
+    retired = [f"- **{p.name}**: {p.retired}" for p in shown if p.retired]
+    if retired:
+        lines.append("## Retired upstream\n")
+        lines.extend(retired)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    page = render()
+    if "--check" in sys.argv:
+        if not PAGE.exists() or PAGE.read_text("utf-8") != page:
+            print(f"{PAGE} is stale: python scripts/engine_docs.py")
+            return 1
+        return 0
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
