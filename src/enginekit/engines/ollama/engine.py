@@ -1,0 +1,300 @@
+"""The engine `ollama`: a local server of many models, on its native routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
+
+from enginekit.engine import Answer, Encoded, Engine, Gather, Operation, Target
+from enginekit.engines._decoder import NONSENSE
+from enginekit.engines._fault import classify, read_fault
+from enginekit.engines._params import Draft
+from enginekit.engines.ollama.decode import parse_line, read_usage
+from enginekit.engines.ollama.encode import encode_chat, encode_completion
+from enginekit.engines.ollama.faults import FAULTS
+from enginekit.engines.ollama.probe import (
+    ModelFacts,
+    card,
+    full_name,
+    is_cloud,
+    server_facts,
+)
+from enginekit.engines.ollama.profile import PROFILE, SCALARS
+from enginekit.errors import (
+    EngineKitError,
+    MalformedReply,
+    ModelNotFound,
+    Unsupported,
+    describe_choices,
+)
+from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
+from enginekit.types import (
+    UNSET,
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    Embeddings,
+    EmbedRequest,
+)
+
+LOADING: Final = 600.0
+"""Seconds a call may take that makes the server load a model."""
+
+SHOWN: Final = 8
+"""How many models a probe asks about one by one: the one in focus, the loaded, then the newest."""
+
+
+class Ollama(Engine):
+    """Ollama's `/api` routes.
+
+    A server that is up answers at once and loads a model when it is first asked for; a request waits
+    meanwhile, so that nothing here ever reports a loading engine.
+    """
+
+    profile: ClassVar[EngineProfile] = PROFILE
+
+    def encode(self, request: AnyRequest, *, stream: bool = False) -> Encoded:
+        """The call for a chat or completion request, and its receipt.
+
+        Raises Unsupported for what Ollama or the model cannot do, BadRequest for values out of
+        range, and ContextOverflow where an old server would cut the prompt in silence.
+        """
+        if isinstance(request, ChatRequest):
+            return encode_chat(self, self.model_facts(request.model), request, stream)
+        if isinstance(request, CompletionRequest):
+            return encode_completion(self, self.model_facts(request.model), request, stream)
+        raise TypeError(
+            f"encode() takes chat and completion requests, not {type(request).__name__}"
+        )
+
+    def failure(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, path: str = ""
+    ) -> EngineKitError:
+        """The error that this refusal means; `faults.FAULTS` is the table."""
+        return classify(self, FAULTS, read_fault(status, headers, body, path=path))
+
+    def model_facts(self, model: str) -> ModelFacts:
+        """What the probe learned about a model; empty facts for one it did not see."""
+        found = self._card(model)
+        return ModelFacts() if found is None else found.extra["model"]
+
+    def _card(self, model: str) -> ModelCard | None:
+        if self.facts is None:
+            return None
+        wanted = full_name(model)
+        return next((c for c in self.facts.models if full_name(c.id) == wanted), None)
+
+    # -- operations ---------------------------------------------------------------------
+
+    @classmethod
+    def recognise(cls, target: Target) -> Operation[bool]:
+        """Whether `GET /api/version` answers as Ollama's does."""
+        answer: Answer = yield cls(target).call("GET", "/api/version")
+        if not answer.ok:
+            return False
+        try:
+            value = parse_line(answer.body)
+        except NONSENSE:
+            return False
+        return isinstance(value, dict) and isinstance(value.get("version"), str)
+
+    def probe(self) -> Operation[ServerFacts]:
+        """Version, models, which are loaded, and of at most `SHOWN` of them everything.
+
+        Raises an EngineError when the server does not answer.
+        """
+        version = yield from self._ask("GET", "/api/version")
+        tags = yield from self._ask("GET", "/api/tags")
+        running = yield from self._ask("GET", "/api/ps")
+        listed = {str(item.get("name")): item for item in _models(self, "/api/tags", tags)}
+        loaded = {str(item.get("name")): item for item in _models(self, "/api/ps", running)}
+        for name, item in loaded.items():
+            listed.setdefault(name, item)
+        focus = self._focus(listed, loaded)
+        asked = tuple(dict.fromkeys((*((focus,) if focus else ()), *loaded, *listed)))[:SHOWN]
+        answers = yield Gather(
+            operations=tuple(self._ask("POST", "/api/show", {"model": name}) for name in asked),
+            deadline=10.0,
+        )
+        shown = {
+            name: answer
+            for name, answer in zip(asked, answers, strict=True)
+            if isinstance(answer, Mapping)
+        }
+        cards = [
+            card(item, loaded.get(name), shown.get(name)) for name, item in listed.items() if name
+        ]
+        in_focus = next((c for c in cards if c.id == focus), None)
+        return server_facts(str(version.get("version") or "") or None, cards, in_focus)
+
+    def _focus(self, listed: Mapping[str, Any], loaded: Mapping[str, Any]) -> str | None:
+        wanted = self.options.get("model")
+        if isinstance(wanted, str) and wanted:
+            name = full_name(wanted)
+            return next((one for one in listed if full_name(one) == name), None)
+        if len(loaded) == 1:
+            return next(iter(loaded))
+        return next(iter(listed)) if len(listed) == 1 else None
+
+    def ready(self, model: str) -> Operation[bool]:
+        """Whether `model` can generate now: it is loaded, or loads when asked to.
+
+        Asking *is* loading on Ollama, and to hang up meanwhile would cancel it: so this takes as
+        long as loading takes. Raises ModelNotFound with the nearest names, or why loading failed.
+        """
+        running = yield from self._ask("GET", "/api/ps")
+        wanted = full_name(model)
+        if any(
+            full_name(str(item.get("name"))) == wanted for item in _models(self, "/api/ps", running)
+        ):
+            return True
+        if not is_cloud(model):
+            yield from self.load(model)
+        return True
+
+    def models(self) -> Operation[tuple[ModelCard, ...]]:
+        """The installed models, those loaded marked."""
+        tags = yield from self._ask("GET", "/api/tags")
+        running = yield from self._ask("GET", "/api/ps")
+        loaded = {str(item.get("name")): item for item in _models(self, "/api/ps", running)}
+        return tuple(
+            card(item, loaded.get(str(item.get("name"))), None)
+            for item in _models(self, "/api/tags", tags)
+        )
+
+    def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
+        """Vectors from `/api/embed`, in the order of the texts.
+
+        Raises ContextOverflow for a text that does not fit (unless `truncate`), Unsupported for a
+        model that makes no embeddings.
+        """
+        path = "/api/embed"
+        draft = Draft(self, request, "ollama")
+        if self.model_facts(request.model).lacks("embedding"):
+            self.refuse("embeddings", "the model makes none", rule="ollama.model.lacks_embeddings")
+        draft.enter("model", "sent", {"model": request.model})
+        draft.enter("texts", "translated", {"input": list(request.texts)}, note="as input")
+        note = "" if not request.truncate else "a text that is too long is cut silently"
+        draft.enter("truncate", "sent", {"truncate": request.truncate}, note=note)
+        if request.dimensions is not UNSET:
+            if request.dimensions < 1:
+                draft.invalid("dimensions", f"must be at least 1, got {request.dimensions}")
+            draft.enter("dimensions", "sent", {"dimensions": request.dimensions})
+        if request.keep_alive is not UNSET:
+            draft.apply(SCALARS, {"keep_alive": request.keep_alive})
+        draft.options()
+        value = yield from self._ask("POST", path, draft.body, timeout=LOADING)
+        try:
+            vectors = value["embeddings"]
+            if len(vectors) != len(request.texts):
+                raise ValueError(f"{len(vectors)} vectors for {len(request.texts)} texts")
+            sizes = {len(vector) for vector in vectors}
+        except NONSENSE as error:
+            raise self._malformed(path, value, error) from error
+        if request.dimensions is not UNSET and sizes - {request.dimensions}:
+            raise Unsupported(
+                f"{request.model!r} makes vectors of {max(sizes)} numbers, which cannot be cut to "
+                f"{request.dimensions}",
+                engine=self.name,
+                url=self.target.base_url,
+                feature="dimensions",
+                rule="ollama.dimensions",
+            )
+        return Embeddings(
+            vectors=vectors,
+            receipt=draft.receipt,
+            model=value.get("model"),
+            usage=read_usage(value),
+        )
+
+    def load_state(self) -> Operation[Load]:
+        """What is loaded and how much memory it takes; Ollama tells no queue and no requests."""
+        running = yield from self._ask("GET", "/api/ps")
+        items = _models(self, "/api/ps", running)
+        return Load(
+            extra={
+                "models_loaded": float(len(items)),
+                "bytes_loaded": float(sum(item.get("size") or 0 for item in items)),
+                "bytes_loaded_vram": float(sum(item.get("size_vram") or 0 for item in items)),
+            }
+        )
+
+    def load(self, model: str) -> Operation[None]:
+        """Load a model; returns when it is loaded. Raises ModelNotFound, or why it failed."""
+        # `shift` is a launch flag of the runner: without it here the first chat would load again.
+        body = {"model": model, "shift": False, "stream": False}
+        try:
+            value = yield from self._ask("POST", "/api/generate", body, timeout=LOADING)
+        except Unsupported:
+            yield from self._ask("POST", "/api/embed", {"model": model}, timeout=LOADING)
+            return
+        except ModelNotFound as error:
+            raise (yield from self._with_neighbours(error, model)) from None
+        if value.get("done") is not True:
+            raise self._malformed("/api/generate", value, ValueError("the model was not loaded"))
+
+    def unload(self, model: str) -> Operation[None]:
+        """Take a model out of memory; one that is not loaded is fine."""
+        body = {"model": model, "keep_alive": 0, "stream": False}
+        try:
+            yield from self._ask("POST", "/api/generate", body)
+        except ModelNotFound as error:
+            raise (yield from self._with_neighbours(error, model)) from None
+
+    # -- steps --------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        json: Any = None,
+        *,
+        timeout: float = 10.0,
+    ) -> Operation[Any]:
+        """One call, its failure raised, its body a JSON object."""
+        answer: Answer = yield self.call(method, path, json, timeout=timeout)
+        if not answer.ok:
+            raise self.failure(answer.status, answer.headers, answer.body, path=path)
+        try:
+            value = parse_line(answer.body)
+            if not isinstance(value, dict):
+                raise ValueError(f"a JSON {type(value).__name__}, not an object")
+        except NONSENSE as error:
+            raise self._malformed(path, answer.body[:200].decode("utf-8", "replace"), error) from (
+                error
+            )
+        if value.get("error"):
+            raise self.failure(answer.status, answer.headers, answer.body, path=path)
+        return value
+
+    def _malformed(self, path: str, value: Any, error: Exception) -> MalformedReply:
+        return MalformedReply(
+            f"{self.name} at {self.target.base_url} answered {path} with something else than its "
+            f"protocol says ({error!r}): {str(value)[:200]}",
+            engine=self.name,
+            url=self.target.base_url,
+        )
+
+    def _with_neighbours(self, error: ModelNotFound, model: str) -> Operation[ModelNotFound]:
+        cards = yield from self.models()
+        names = [name for one in cards for name in (one.id, *one.aliases)]
+        near = describe_choices(names, model) or tuple(names[:3])
+        listed = f"; nearest: {', '.join(near)}" if near else "; it has no model at all"
+        return ModelNotFound(
+            f"{self.name} at {self.target.base_url} has no model {model!r}{listed}",
+            hint=error.hint,
+            engine=self.name,
+            url=self.target.base_url,
+            status=error.status,
+            body=error.body,
+            model=model,
+            near=near,
+        )
+
+
+def _models(engine: Ollama, path: str, value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The list of `/api/tags` and `/api/ps`; null when there are none."""
+    items = value.get("models") or []
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise engine._malformed(path, value, ValueError("'models' is not a list of objects"))
+    return items
