@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginekit.facts.machine import Machine
+from enginekit.facts.machine import Gpu, Machine, known_by
 from enginekit.hardware import machine_from_dict
 from tests.hardware import capture
 
@@ -28,12 +28,6 @@ def bare(value: Any) -> Any:
     if isinstance(value, list):
         return [bare(item) for item in value]
     return value
-
-
-def records(machine: Machine) -> Iterator[Any]:
-    yield from machine.gpus
-    yield machine.cpu
-    yield machine.memory
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -66,13 +60,19 @@ def test_no_capture_carries_a_serial_number_or_a_unique_id():
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_every_size_and_rate_says_how_it_is_known(folder: Path):
-    for record in records(capture.machine(folder)):
-        for field in ("total_bytes", "available_bytes", "bandwidth_bytes_per_second"):
-            if getattr(record, field, None) is not None:
-                assert record.how.get(field), (folder.name, field)
-        if getattr(record, "unified", None) is not None:
-            assert record.how.get("unified") or record.unified.working_set_bytes is None
+def test_every_fact_says_how_it_is_known(folder: Path):
+    machine = capture.machine(folder)
+    for record in (*machine.gpus, machine.cpu, machine.memory, machine.os):
+        blank = type(record)(
+            **{
+                name: getattr(record, name)
+                for name in ("index", "vendor", "name")
+                if isinstance(record, Gpu)
+            }
+        )
+        for item in fields(record):
+            if item.name != "how" and getattr(record, item.name) != getattr(blank, item.name):
+                assert known_by(record, item.name), (folder.name, item.name)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

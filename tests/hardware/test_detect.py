@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from enginekit.facts.machine import Machine
+from enginekit.facts.machine import Machine, known_by
 from enginekit.hardware import cpu, detect
 from enginekit.hardware._look import Look, ProbeAbsentError, ProbeFailedError, ProbeTimeoutError
 from tests.hardware import capture
@@ -191,7 +191,7 @@ def test_an_empty_machine_gives_an_answer_with_reasons(
     machine = detect(look=Look(5, root=tmp_path, environ={}, path=str(tmp_path)), system="linux")
     assert machine.gpus == ()
     assert machine.memory.total_bytes == psutil.virtual_memory().total
-    assert machine.memory.how["total_bytes"] == "psutil"
+    assert known_by(machine.memory, "total_bytes") == "psutil"
     assert [outcome(machine, name) for name in ("nvidia", "amd", "intel")] == ["absent"] * 3
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginekit.errors import ConfigError
+from enginekit.facts.machine import known_by
 from enginekit.hardware import machine_from_dict, machine_from_file, preset, preset_names
 
 GIB = 1024**3
@@ -47,7 +48,7 @@ def test_there_are_at_least_30():
 def test_each_preset_is_complete_and_survives_a_file(name: str):
     machine = preset(name)
     assert machine.memory.total_bytes
-    assert machine.memory.how["total_bytes"].startswith("preset ")
+    assert known_by(machine.memory, "total_bytes").startswith("preset ")
     assert machine.cpu.physical_cores
     for gpu in machine.gpus:
         free, capacity = machine.gpu_free_bytes(gpu), machine.gpu_capacity_bytes(gpu)
@@ -55,7 +56,7 @@ def test_each_preset_is_complete_and_survives_a_file(name: str):
         assert capacity is not None
         assert GIB <= free <= capacity <= 600 * GIB
         assert gpu.bandwidth_bytes_per_second
-        assert gpu.how["bandwidth_bytes_per_second"]
+        assert known_by(gpu, "bandwidth_bytes_per_second").startswith("table: ")
         if gpu.vendor == "nvidia":
             assert gpu.compute_capability is not None
     assert [gpu.index for gpu in machine.gpus] == list(range(len(machine.gpus)))
@@ -144,6 +145,7 @@ def test_a_toml_file_in_plain_units(tmp_path: Path):
     assert machine.gpus[1].bandwidth_bytes_per_second == 864 * 10**9
     assert machine.gpus[1].compute_capability == (8, 9)
     assert machine.gpus[1].how["bandwidth_bytes_per_second"] == "table: L40S"
+    assert known_by(machine.gpus[1], "total_bytes") == str(file)
     assert machine.cpu.bandwidth_bytes_per_second == 460_800_000_000
     assert machine.memory.usable_bytes == 64 * 10**9
 

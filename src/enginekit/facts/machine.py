@@ -5,8 +5,8 @@ Units, everywhere: memory is an `int` of bytes, bandwidth an `int` of bytes per 
 probe could say; it never means zero.
 
 Each record has `how`: field name → the probe or table that produced the value
-(`"nvidia-smi -q -x"`, `"table: NVIDIA RTX 4090"`, `"preset"`). A field that nobody could fill is
-not in it.
+(`"nvidia-smi -q -x"`, `"table: GeForce RTX 4090"`, `"preset rtx4090"`); its entry `"*"` stands for
+every field without one of its own. `known_by(record, field)` reads it.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ class Gpu:
     driver_model: str = ""
     """Windows: `WDDM` or `TCC`."""
     display_active: bool | None = None
+    visible: bool = True
+    """False if `CUDA_VISIBLE_DEVICES` or its AMD cousins hide it from programs started here."""
     interconnect: Interconnect | None = None
     how: How = field(default_factory=dict, hash=False)
 
@@ -285,6 +287,11 @@ class Machine:
         plain = _plain(self)
         assert isinstance(plain, dict)
         return plain
+
+
+def known_by(record: Gpu | Cpu | Memory | Os, field: str) -> str:
+    """How the value of a field is known: a probe, a table row, a rule; empty for a default."""
+    return record.how.get(field) or record.how.get("*", "")
 
 
 def _smallest(*values: int | None) -> int | None:

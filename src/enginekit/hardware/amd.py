@@ -156,9 +156,7 @@ def _build(
         apu = architecture in _APU_ARCHITECTURES if architecture else _apu_by_name(name)
     if apu and row is None:
         row = gpu_row("amd", name)
-    known = {"name": how}
-    if total is not None:
-        known["unified" if apu else "total_bytes"] = how
+    known = {"*": how}
     bandwidth = None
     if row is not None and row.bandwidth is not None:
         bandwidth = row.bandwidth

@@ -60,7 +60,10 @@ def read(look: Look) -> tuple[Gpu, ...]:
         {
             "displays": _quiet(look, "system_profiler", "SPDisplaysDataType", "-json"),
             "sysctl": read_sysctl(look),
-            "metal": _quiet(look, sys.executable, "-I", "-c", _METAL),
+            # In a frozen program the executable is that program, not an interpreter.
+            "metal": ""
+            if getattr(sys, "frozen", False)
+            else _quiet(look, sys.executable, "-I", "-c", _METAL),
         }
     )
 
@@ -150,7 +153,7 @@ def _apple(
     limit: int | None,
 ) -> Gpu:
     row = apple_row(name, cores, memory)
-    known = {"name": "system_profiler" if cores is not None else "sysctl machdep.cpu.brand_string"}
+    known = {"*": "system_profiler" if cores is not None else "sysctl machdep.cpu.brand_string"}
     working_set = metal if metal and metal > 0 else None
     if working_set is not None:
         known["unified"] = "Metal recommendedMaxWorkingSetSize"
@@ -202,7 +205,8 @@ def _other(index: int, name: str, vram: int | None) -> Gpu:
         total_bytes=None if shared else vram,
         bandwidth_bytes_per_second=row.bandwidth if row else None,
         unified=shared,
-        how={"name": "system_profiler"} | ({"total_bytes": "system_profiler"} if vram else {}),
+        how={"*": "system_profiler"}
+        | ({"bandwidth_bytes_per_second": f"table: {row.name} ({row.source})"} if row else {}),
     )
 
 

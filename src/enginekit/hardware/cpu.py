@@ -36,6 +36,12 @@ _VENDORS = {
     "arm": "arm", "ampere": "ampere", "apple": "apple", "nvidia": "nvidia", "qualcomm": "qualcomm",
     "0x41": "arm", "0xc0": "ampere", "0x61": "apple", "0x4e": "nvidia", "0x51": "qualcomm", "0x48": "hisilicon", "0x42": "broadcom", "0x46": "fujitsu",
 }  # fmt: skip
+MEMORY_FIELDS = (
+    "memory_channels",
+    "memory_type",
+    "memory_mega_transfers",
+    "bandwidth_bytes_per_second",
+)
 _SMALL_CORES = re.compile(r"Cortex-A(7|35|53|55|510|520)$|Icestorm|Blizzard")
 # MIDR implementer and part number, from the vendors' technical reference manuals and util-linux.
 _PARTS = {
@@ -132,7 +138,7 @@ def _cpuinfo(source: str) -> tuple[Cpu, str]:
         logical_cores=logical,
         isa=_isa(features.split()),
         virtual="hypervisor" in features.split(),
-        how={"model": "/proc/cpuinfo", "logical_cores": "/proc/cpuinfo"} if entries else {},
+        how={"*": "/proc/cpuinfo"} if entries else {},
     )
     return cpu, everything.get("model", "") if implementer else ""
 
@@ -162,7 +168,7 @@ def parse_lscpu(source: str) -> Cpu:
         numa_nodes=integer(facts.get("NUMA node(s)")),
         isa=_isa(features),
         virtual="Hypervisor vendor" in facts,
-        how={"model": "lscpu", "logical_cores": "lscpu"} if facts else {},
+        how={"*": "lscpu"} if facts else {},
     )
     return tabled(cpu)
 
@@ -183,7 +189,7 @@ def parse_sysctl(source: str) -> Cpu:
     row = apple_row(model, None, integer(facts.get("hw.memsize"))) if apple else None
     physical = integer(facts.get("hw.physicalcpu")) or integer(facts.get("machdep.cpu.core_count"))
     logical = integer(facts.get("hw.logicalcpu")) or integer(facts.get("hw.ncpu"))
-    known = {"model": "sysctl machdep.cpu.brand_string"} if model else {}
+    known = {"*": "sysctl"} if facts else {}
     if row is not None:
         known["bandwidth_bytes_per_second"] = f"table: {row.chip}, shared with the GPU"
     cpu = Cpu(
@@ -225,7 +231,7 @@ def parse_cim(source: str | Mapping[str, Any]) -> Cpu:
         performance_cores=cores,
         logical_cores=sum(integer(entry.get("NumberOfLogicalProcessors")) or 0 for entry in sockets)
         or None,
-        how={"model": "Win32_Processor", "logical_cores": "Win32_Processor"},
+        how={"*": "Win32_Processor"},
     )
     return _with_modules(
         tabled(cpu), [mapping(entry) for entry in items(mapping(document).get("Memory"))]
@@ -240,16 +246,14 @@ def tabled(cpu: Cpu, board: str = "") -> Cpu:
     row = cpu_row(f"{cpu.model} {board}".strip())
     if row is None or cpu.bandwidth_bytes_per_second is not None or cpu.virtual:
         return cpu
+    how = f"table: fastest memory the part takes ({row.source})"
     return replace(
         cpu,
         memory_channels=row.channels * (cpu.sockets or 1),
         memory_type=row.memory_type,
         memory_mega_transfers=row.mega_transfers,
         bandwidth_bytes_per_second=row.bandwidth * (cpu.sockets or 1),
-        how={
-            **cpu.how,
-            "bandwidth_bytes_per_second": f"table: fastest memory the part takes ({row.source})",
-        },
+        how={**cpu.how, **dict.fromkeys(MEMORY_FIELDS, how)},
     )
 
 
@@ -301,16 +305,14 @@ def _with_modules(cpu: Cpu, modules: list[Mapping[str, Any]]) -> Cpu:
         integer(modules[0].get("SMBIOSMemoryType")) or 0, ""
     )
     rate = min(rates)
+    how = f"Win32_PhysicalMemory: {rate} MT/s x {channels} channels"
     return replace(
         cpu,
         memory_channels=channels,
         memory_type=kind or cpu.memory_type,
         memory_mega_transfers=rate,
         bandwidth_bytes_per_second=rate * 10**6 * 8 * channels,
-        how={
-            **cpu.how,
-            "bandwidth_bytes_per_second": f"Win32_PhysicalMemory: {rate} MT/s x {channels} channels",
-        },
+        how={**cpu.how, **dict.fromkeys(MEMORY_FIELDS, how)},
     )
 
 
@@ -338,7 +340,8 @@ def _with_topology(cpu: Cpu, look: Look) -> Cpu:
             for n in fast
         }
         changes["performance_cores"] = len(cores)
-    return replace(cpu, **changes) if changes else cpu
+    how = dict.fromkeys(changes, "/sys/devices/system")
+    return replace(cpu, **changes, how={**cpu.how, **how}) if changes else cpu
 
 
 def _part(block: Mapping[str, str]) -> str:

@@ -155,6 +155,8 @@ def _build(cls: Any, document: object, origin: str, where: str) -> Any:
     values = {
         key: _value(hints[key], value, origin, _path(where, key)) for key, value in document.items()
     }
+    if "how" in known and "how" not in values and values:
+        values["how"] = {"*": origin}
     for name, item in known.items():
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(f"{origin}: {_path(where, name)} is missing")

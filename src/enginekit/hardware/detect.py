@@ -15,6 +15,7 @@ from typing import Any
 from enginekit.facts.machine import Cpu, Gpu, Machine, Memory, Os, Probe, System
 from enginekit.hardware import amd, apple, cpu, intel, memory, nvidia, os_, windows
 from enginekit.hardware._look import Look, ProbeAbsentError, ProbeFailedError, ProbeTimeoutError
+from enginekit.hardware.visibility import marked
 
 _GRACE = 0.25
 
@@ -63,7 +64,7 @@ def detect(
         how = {**found_cpu.how, "bandwidth_bytes_per_second": "measured by copying for 0.3 s"}
         found_cpu = replace(found_cpu, bandwidth_bytes_per_second=rate, how=how)
     return Machine(
-        gpus=tuple(gpus),
+        gpus=marked(tuple(gpus), look.environ),
         cpu=found_cpu,
         memory=found_memory,
         os=found_os,
@@ -166,5 +167,5 @@ def _from_psutil(found: Memory) -> Memory:
         available_bytes=(
             found.available_bytes if found.available_bytes is not None else int(seen.available)
         ),
-        how={"total_bytes": "psutil", "available_bytes": "psutil", **found.how},
+        how={"*": "psutil", **found.how},
     )

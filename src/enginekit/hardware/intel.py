@@ -151,9 +151,7 @@ def _build(
     if shared is None:
         shared = not _DISCRETE.search(name) and _INTEGRATED.search(name) is not None
     row = gpu_row("intel", name, None if shared else total)
-    known = {"name": how}
-    if total is not None and not shared:
-        known["total_bytes"] = how
+    known = {"*": how}
     if shared:
         known["unified"] = f"{how}: no memory of its own"
     if row is not None and row.bandwidth is not None:

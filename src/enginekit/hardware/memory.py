@@ -28,7 +28,10 @@ def read(look: Look, system: str) -> Memory:
     """`/proc/meminfo` with control group and /dev/shm, `vm_stat` and `sysctl`, or CIM."""
     if system == "linux":
         memory = parse_meminfo(look.read("/proc/meminfo"))
-        return replace(memory, cgroup=read_cgroup(look), shm_bytes=_shm(look))
+        how = {"cgroup": "files of the control group", "shm_bytes": "size of /dev/shm"}
+        return replace(
+            memory, cgroup=read_cgroup(look), shm_bytes=_shm(look), how={**memory.how, **how}
+        )
     if system == "macos":
         return parse_vm_stat(look.run("vm_stat"), read_sysctl(look))
     return parse_cim(look.run("powershell", "-NoProfile", "-Command", CIM_COMMAND))
@@ -50,11 +53,9 @@ def parse_meminfo(source: str) -> Memory:
         for name, value, unit in _MEMINFO_LINE.findall(source)
         if len(value) < 16
     }
-    known: dict[str, str] = {}
+    known = {"*": "/proc/meminfo"} if facts else {}
     total = facts.get("MemTotal")
     available = facts.get("MemAvailable")
-    if total is not None:
-        known["total_bytes"] = "/proc/meminfo MemTotal"
     if available is not None:
         known["available_bytes"] = "/proc/meminfo MemAvailable"
     elif "MemFree" in facts:
@@ -93,7 +94,7 @@ def parse_vm_stat(source: str, sysctl: str = "") -> Memory:
     available = sum(pages.get(kind, 0) for kind in kinds) * page if "pages free" in pages else None
     if available is not None and total is not None:
         available = min(available, total)
-    known = {"total_bytes": "sysctl hw.memsize"} if total is not None else {}
+    known = {"*": "sysctl"} if facts else {}
     if available is not None:
         known["available_bytes"] = "vm_stat: free + inactive + speculative + purgeable"
     return Memory(
@@ -118,7 +119,7 @@ def parse_cim(source: str | Mapping[str, Any]) -> Memory:
         integer(facts.get("SizeStoredInPagingFiles")),
         integer(facts.get("FreeSpaceInPagingFiles")),
     )
-    known = {"total_bytes": "Win32_OperatingSystem"} if total is not None else {}
+    known = {"*": "Win32_OperatingSystem"} if facts else {}
     if free is not None:
         known["available_bytes"] = "Win32_OperatingSystem FreePhysicalMemory"
     return Memory(

@@ -99,11 +99,9 @@ def _card(
     if unified or not total:
         total = None
     row = (board_row(board) if unified else None) or gpu_row("nvidia", name, total)
-    known: dict[str, str] = {"name": how}
+    known: dict[str, str] = {"*": how}
     compute = _capability(card.get("compute_capability"))
-    if compute is not None:
-        known["compute_capability"] = how
-    elif row is not None and row.architecture:
+    if compute is None and row is not None and row.architecture:
         compute = _capability(row.architecture)
         known["compute_capability"] = f"table: {row.name} ({row.source})"
     clock, bus = number(card.get("memory_clock_mhz")), integer(card.get("bus_bits"))
@@ -116,8 +114,6 @@ def _card(
         known["bandwidth_bytes_per_second"] = f"table: {row.name} ({row.source})"
     if row is not None and row.fp16_flops is not None:
         known["fp16_flops_per_second"] = f"table: {row.name} ({row.source})"
-    if total is not None:
-        known["total_bytes"] = how
     if unified:
         known["unified"] = f"{how}: the driver names no memory of its own"
     own = {} if unified else {key: integer(card.get(key)) for key in ("free", "used", "reserved")}
@@ -150,7 +146,7 @@ def _card(
 def _slice(part: Mapping[str, Any], card: Gpu, how: str) -> Gpu:
     total = integer(part.get("total"))
     share = None
-    known = {"total_bytes": how, "name": how}
+    known = {"*": how}
     if card.bandwidth_bytes_per_second and card.total_bytes and total:
         share = min(1.0, total / card.total_bytes)
         known["bandwidth_bytes_per_second"] = (

@@ -68,7 +68,7 @@ def read(look: Look, system: System) -> Os:
         version=platform.version(),
         kernel=platform.version(),
         architecture=platform.machine().lower(),
-        how={"name": "platform"},
+        how={"*": "Python's platform module"},
     )
 
 
@@ -90,7 +90,7 @@ def parse(
         hypervisor=_hypervisor(sources, kernel),
         device_model=text(sources.get("board", "").strip("\x00\n "))
         or text(sources.get("product", "")),
-        how={"name": "/etc/os-release", "kernel": "/proc/sys/kernel/osrelease"},
+        how={"*": "/etc/os-release, /proc, /sys and the environment"},
     )
 
 
@@ -105,7 +105,7 @@ def parse_macos(sysctl: str, version: str = "", architecture: str = "") -> Os:
         architecture=architecture.lower(),
         rosetta=facts.get("sysctl.proc_translated") == "1",
         device_model=facts.get("hw.model", ""),
-        how={"name": "sysctl"},
+        how={"*": "sysctl"},
     )
 
 
@@ -118,7 +118,7 @@ def parse_cim(source: str | Mapping[str, Any]) -> Os:
         name=text(facts.get("Caption")),
         version=text(facts.get("Version")),
         kernel=text(facts.get("Version")),
-        how={"name": "Win32_OperatingSystem"},
+        how={"*": "Win32_OperatingSystem"},
     )
 
 

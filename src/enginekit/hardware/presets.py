@@ -30,9 +30,17 @@ from enginekit.facts.machine import (
 )
 from enginekit.hardware._text import GIB, MIB
 from enginekit.hardware.apple import default_working_set
-from enginekit.hardware.tables import apple_row, cpu_row, gpu_row
+from enginekit.hardware.cpu import tabled
+from enginekit.hardware.tables import apple_row, gpu_row
 
 _MOST_GPUS = 1024
+_CPU_VENDORS = {
+    "Apple": "apple",
+    "Ryzen": "amd",
+    "EPYC": "amd",
+    "Intel": "intel",
+    "NVIDIA": "nvidia",
+}
 _TIMES = re.compile(r"(\d{1,6})\s*[x*]\s*(.+)")
 _ISA = {
     "x86": ("avx", "avx2", "bmi2", "f16c", "fma", "sse4.2", "ssse3"),
@@ -102,7 +110,7 @@ def _machine(name: str) -> Machine:
     memory = Memory(
         total_bytes=ram,
         available_bytes=ram,
-        how={"total_bytes": how, "available_bytes": "preset: nothing else runs"},
+        how={"*": how, "available_bytes": "preset: nothing else runs"},
     )
     system: System = "macos" if row["gpu_vendor"] == "apple" else "linux"
     return Machine(
@@ -111,7 +119,10 @@ def _machine(name: str) -> Machine:
         cpu=_cpu(row, how),
         memory=memory,
         os=Os(
-            system=system, name="macOS" if system == "macos" else "Linux", architecture=row["arch"]
+            system=system,
+            name="macOS" if system == "macos" else "Linux",
+            architecture=row["arch"],
+            how={"*": how},
         ),
     )
 
@@ -133,7 +144,9 @@ def _gpus(row: Mapping[str, str], ram: int, how: str) -> tuple[Gpu, ...]:
             fp16_flops_per_second=chip.fp16_flops,
             unified=UnifiedMemory(kind="apple", working_set_bytes=default_working_set(ram)),
             how={
+                "*": how,
                 "bandwidth_bytes_per_second": f"table: {chip.chip}",
+                "fp16_flops_per_second": f"table: {chip.chip}; FP32 rate, about equal",
                 "unified": "rule: 2/3 of RAM up to 36 GiB, 3/4 above",
             },
         )
@@ -150,11 +163,14 @@ def _gpus(row: Mapping[str, str], ram: int, how: str) -> tuple[Gpu, ...]:
         else card.visible_bytes or card.memory_bytes
     )
     capability = re.fullmatch(r"(\d+)\.(\d+)", card.architecture)
+    table = f"table: {card.name} ({card.source})"
+    shown = bool(card.visible_bytes or row["visible_mib"])
     known = {
-        "total_bytes": f"{how}: as the driver shows it"
-        if card.visible_bytes or row["visible_mib"]
-        else f"{how}: as marketed",
-        "bandwidth_bytes_per_second": f"table: {card.name} ({card.source})",
+        "*": how,
+        "total_bytes": f"{how}: as {'the driver shows it' if shown else 'marketed'}",
+        "bandwidth_bytes_per_second": table,
+        "fp16_flops_per_second": table,
+        "compute_capability": table,
     }
     unified = None
     if marketed is None and kind == "nvidia":
@@ -201,32 +217,23 @@ def _full_name(vendor: str, label: str) -> str:
 
 
 def _cpu(row: Mapping[str, str], how: str) -> Cpu:
-    model = row["cpu"]
-    cores = int(row["cores"])
-    sockets = int(row["sockets"] or 1)
-    apple = row["gpu_vendor"] == "apple"
-    chip = apple_row(row["gpu_name"], int(row["gpu_cores"])) if apple else None
-    known = cpu_row(model)
-    bandwidth = chip.bandwidth if chip else known.bandwidth * sockets if known else None
-    return Cpu(
-        vendor="apple"
-        if apple
-        else "arm"
-        if row["isa"].startswith("arm")
-        else "amd"
-        if "Ryzen" in model or "EPYC" in model
-        else "intel",
+    model, cores = row["cpu"], int(row["cores"])
+    threads = int(row["threads"] or cores)
+    found = Cpu(
+        vendor=next((vendor for word, vendor in _CPU_VENDORS.items() if word in model), "arm"),
         model=model,
         architecture=row["arch"],
-        sockets=sockets,
+        sockets=int(row["sockets"] or 1),
         physical_cores=cores,
         performance_cores=int(row["performance_cores"] or cores),
-        logical_cores=int(row["threads"] or cores),
-        usable_cores=float(row["threads"] or cores),
+        logical_cores=threads,
+        usable_cores=float(threads),
         isa=_ISA[row["isa"]],
-        memory_channels=known.channels * sockets if known else None,
-        memory_type=known.memory_type if known else "",
-        memory_mega_transfers=known.mega_transfers if known else None,
-        bandwidth_bytes_per_second=bandwidth,
-        how={"model": how} | ({"bandwidth_bytes_per_second": "table"} if bandwidth else {}),
+        how={"*": how},
     )
+    if row["gpu_vendor"] != "apple":
+        return tabled(found)
+    chip = apple_row(row["gpu_name"], int(row["gpu_cores"]))
+    assert chip is not None, row["gpu_name"]
+    shared = {"bandwidth_bytes_per_second": f"table: {chip.chip}, shared with the GPU"}
+    return replace(found, bandwidth_bytes_per_second=chip.bandwidth, how={**found.how, **shared})

@@ -68,7 +68,7 @@ def _gpu(index: int, name: str, entry: Mapping[str, Any], sizes: Mapping[str, in
         if field is not None and 0 < field < _FIELD_LIMIT:
             total, how = field, "Win32_VideoController AdapterRAM"
     row = gpu_row(vendor, name, None if shared else total)
-    known = {"name": "Win32_VideoController"}
+    known = {"*": "Win32_VideoController"}
     if total is None and row is not None and not shared:
         total = row.visible_bytes or row.memory_bytes
         how = f"table: {row.name}; AdapterRAM cannot say more than 4 GB"
