@@ -1,0 +1,134 @@
+"""Names: every spelling that people use finds its entry, and a near miss is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enginekit.catalog import _table, catalog_names, describe, find, get, suggestions
+from enginekit.errors import ModelFileError, ModelNotFound
+from enginekit.sizing.quantization import weight_format
+from enginekit.sizing.weights import weights
+
+
+@pytest.mark.parametrize(
+    ("written", "entry", "quantization"),
+    [
+        ("llama3.1", "llama3.1-8b", ""),
+        ("llama3.1:8b", "llama3.1-8b", ""),
+        ("LLAMA3.1:latest", "llama3.1-8b", ""),
+        ("llama3.1:70b", "llama3.1-70b", ""),
+        ("qwen3", "qwen3-8b", ""),
+        ("qwen3:8b", "qwen3-8b", ""),
+        ("qwen3:8b-q8_0", "qwen3-8b", "Q8_0"),
+        ("llama3.1:8b-instruct-q4_K_M", "llama3.1-8b", "Q4_K_M"),
+        ("Qwen/Qwen3-8B", "qwen3-8b", ""),
+        ("Qwen3-8B", "qwen3-8b", ""),
+        ("hf://Qwen/Qwen3-8B", "qwen3-8b", ""),
+        ("unsloth/Qwen3-8B-GGUF", "qwen3-8b", ""),
+        ("hf.co/unsloth/Qwen3-8B-GGUF:Q5_K_M", "qwen3-8b", "Q5_K_M"),
+        ("unsloth/Qwen3-8B-GGUF:UD-Q4_K_XL", "qwen3-8b", "Q4_K_M"),
+        ("mlc-ai/Qwen3-8B-q4f16_1-MLC", "qwen3-8b", ""),
+        ("smollm2:135m", "smollm2-135m", ""),
+        ("smollm2", "smollm2-1.7b", ""),
+        ("gpt-oss:20b", "gpt-oss-20b", ""),
+        ("deepseek-r1:14b", "deepseek-r1-distill-qwen-14b", ""),
+        ("nomic-embed-text", "nomic-embed-text-v1.5", ""),
+    ],
+)
+def test_spellings(written: str, entry: str, quantization: str) -> None:
+    found = get(written)
+    assert (found.name, found.quantization) == (entry, quantization)
+
+
+def test_every_entry_is_found_by_each_of_its_own_names() -> None:
+    for name, row in _table.rows().items():
+        assert get(name).name == name
+        for column in ("hf_repo", "gguf_repo", "ollama_tag", "mlc_repo"):
+            if row[column]:
+                assert find(row[column]) is not None, (name, column)
+
+
+def test_no_alias_means_two_models() -> None:
+    seen: dict[str, str] = {}
+    for name, row in _table.rows().items():
+        for alias in filter(None, row["aliases"].lower().split(";")):
+            assert seen.setdefault(alias, name) == name
+            assert alias == name or alias not in _table.rows(), alias
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("lama3.1", "llama3.1-8b"),
+        ("qwen3-8", "qwen3-8b"),
+        ("gema3-27b", "gemma3-27b"),
+        ("Qwen/Qwen3-8C", "qwen3-8b"),
+        ("deepseekv3", "deepseek-v3"),
+    ],
+)
+def test_a_near_miss_is_named(wrong: str, near: str) -> None:
+    assert near in suggestions(wrong)
+    with pytest.raises(ModelNotFound, match="did you mean") as caught:
+        describe(wrong)
+    assert near in caught.value.near
+    assert caught.value.hint
+
+
+def test_nonsense_has_no_suggestion() -> None:
+    with pytest.raises(ModelNotFound, match="no model 'zzzzqqq'") as caught:
+        describe("zzzzqqq")
+    assert "did you mean" not in str(caught.value)
+    assert caught.value.near == ()
+
+
+def test_a_quantization_in_the_name_is_kept_and_sized() -> None:
+    spec = describe("qwen3:8b-q8_0")
+    assert spec.quantization == "Q8_0"
+    assert weights(spec).total == weights(describe("qwen3:8b"), "Q8_0").total
+
+
+def test_a_path_is_never_mistaken_for_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        describe(str(tmp_path / "llama3.1"))
+    with pytest.raises(ModelFileError, match="does not exist"):
+        describe("missing.gguf")
+
+
+def test_the_same_object_comes_back() -> None:
+    assert describe("llama3.1") is describe("llama3.1:8b")
+
+
+def test_every_row_is_complete_and_can_be_sized() -> None:
+    assert len(catalog_names()) >= 84
+    for name in catalog_names():
+        spec = describe(name)
+        assert spec.hidden > 0
+        assert spec.vocab > 1000
+        assert spec.context_length >= 512
+        assert spec.names.hf, name
+        assert spec.license, name
+        assert spec.origin("layers") is not None
+        assert weights(spec, "Q4_K_M").total > 0
+        assert spec.capabilities.embedding is not None
+
+
+def test_kv_heads_divide_heads() -> None:
+    for name in catalog_names():
+        for layer in describe(name).layers:
+            if layer.attention in ("full", "sliding", "chunked"):
+                assert layer.heads % layer.kv_heads == 0, name
+
+
+def test_unsure_rows_say_so() -> None:
+    spec = describe("ministral3-14b")
+    assert any("inferred" in note for note in spec.notes)
+    assert not describe("llama3.1-8b").notes
+
+
+def test_a_format_in_a_repository_name_is_understood() -> None:
+    assert weight_format("AWQ") is not None
+    found = find("Qwen/Qwen3-8B-AWQ")
+    assert found is not None
+    assert (found.name, found.quantization) == ("qwen3-8b", "awq-int4-g128")
