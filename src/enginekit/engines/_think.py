@@ -54,6 +54,8 @@ class ThinkSplitter(Wrapper):
         if self._state == "after":
             self._after(out)
         self._carry(chunk.logprobs, before, out)
+        if chunk.tool_calls or chunk.reasoning:
+            out.append(Chunk(reasoning=chunk.reasoning, tool_calls=chunk.tool_calls))
 
     def _begin(self, out: list[Chunk]) -> None:
         lead = self._held.lstrip()
