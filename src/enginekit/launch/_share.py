@@ -78,9 +78,14 @@ def folder() -> Path:
     if named:
         path = Path(named).expanduser()
     else:
+        import warnings
+
         import platformdirs
 
-        path = platformdirs.user_runtime_path("enginekit", appauthor=False)
+        with warnings.catch_warnings():
+            # Containers have no XDG_RUNTIME_DIR; the fallback is fine and checked below.
+            warnings.simplefilter("ignore")
+            path = platformdirs.user_runtime_path("enginekit", appauthor=False)
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         if sys.platform != "win32":
