@@ -84,7 +84,11 @@ def test_reply(engine: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "name"),
-    [pair for pair in ALL if (found := recordings.load(*pair)).streamed and found.path not in NATIVE],
+    [
+        pair
+        for pair in ALL
+        if (found := recordings.load(*pair)).streamed and found.path not in NATIVE
+    ],
 )
 def test_stream_agrees_with_a_plain_reading(engine: str, name: str) -> None:
     """A dozen naive lines that know nothing of our decoder come to the same text and calls."""
@@ -264,9 +268,7 @@ def test_kv_pool_exhausted_mid_stream_is_overload() -> None:
 )
 def test_200_is_not_success(body: bytes) -> None:
     """An empty body, no choice, no finish reason: each is an error."""
-    assert isinstance(
-        decode(OpenAIWholeDecoder(ENGINES["vllm"]), [body]).failure, StreamTruncated
-    )
+    assert isinstance(decode(OpenAIWholeDecoder(ENGINES["vllm"]), [body]).failure, StreamTruncated)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginekit.engine import Engine, Target
+from enginekit.engine import Encoded, Engine, Target
 from enginekit.engines._params import TUNING
 from enginekit.engines.llamacpp import LlamaCpp
 from enginekit.engines.vllm import VLLM
@@ -166,6 +166,22 @@ def set_names(request: ChatRequest | CompletionRequest) -> list[str]:
     return sorted(names)
 
 
+def encode(
+    engine: Engine, request: ChatRequest | CompletionRequest, stream: bool
+) -> Encoded | None:
+    """None for what is refused; a refusal names its feature and its rule."""
+    refusal: Unsupported | None = None
+    try:
+        return engine.encode(request, stream=stream)
+    except Unsupported as error:
+        refusal = error
+    except BadRequest:
+        return None
+    assert refusal.feature
+    assert refusal.rule
+    return None
+
+
 def check(request: ChatRequest | CompletionRequest, receipt: Receipt, body: Any) -> None:
     asked = set_names(request)
     pinned = {entry.field for entry in receipt.entries if entry.rule.endswith(".pinned")}
@@ -199,15 +215,9 @@ def check(request: ChatRequest | CompletionRequest, receipt: Receipt, body: Any)
 @given(request=chats, stream=st.booleans())
 def test_chat(name: str, request: ChatRequest, stream: bool) -> None:
     """Random chats: refused with a rule, or every field in exactly one entry."""
-    try:
-        encoded = ENGINES[name].encode(request, stream=stream)
-    except Unsupported as error:
-        assert error.feature
-        assert error.rule
-        return
-    except BadRequest:
-        return
-    check(request, encoded.receipt, encoded.call.json)
+    encoded = encode(ENGINES[name], request, stream)
+    if encoded is not None:
+        check(request, encoded.receipt, encoded.call.json)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -215,15 +225,9 @@ def test_chat(name: str, request: ChatRequest, stream: bool) -> None:
 @given(request=completions, stream=st.booleans())
 def test_completion(name: str, request: CompletionRequest, stream: bool) -> None:
     """The same for completions and fill-in-the-middle."""
-    try:
-        encoded = ENGINES[name].encode(request, stream=stream)
-    except Unsupported as error:
-        assert error.feature
-        assert error.rule
-        return
-    except BadRequest:
-        return
-    check(request, encoded.receipt, encoded.call.json)
+    encoded = encode(ENGINES[name], request, stream)
+    if encoded is not None:
+        check(request, encoded.receipt, encoded.call.json)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -224,7 +224,7 @@ FAULTS: Final[tuple[Case, ...]] = (
         status=(400, 404),
         text=r"model '(?P<model>[^']*)' not found",
     ),
-    Case(error=EngineFault, name="router-load", status=(500,), text="failed to load"),
+    Case(error=EngineFault, name="router-load", status=(500,), text="model name=.* failed to load"),
     Case(
         error=Unsupported,
         name="embeddings",
@@ -285,7 +285,7 @@ FAULTS: Final[tuple[Case, ...]] = (
         error=BadRequest,
         name="parsing",
         status=(500,),
-        text=r"^failed to (?:parse|decode|download|load image)|^cannot use both|^unknown |"
+        text=r"^failed to (?:parse|decode|download|load (?:image|audio))|^cannot use both|^unknown |"
         r"missing tool|unsupported (?:content|param)|unable to generate parser|invalid type",
         says="it calls this its own fault, but the request is what it could not read",
     ),

@@ -185,6 +185,13 @@ FAULTS: Final[tuple[Case, ...]] = (
     ),
     Case(
         error=ContextOverflow,
+        name="max-tokens",
+        text=r"max_tokens=(?P<requested>\d+) cannot be greater than max_model_len=(?P<limit>\d+)",
+        facts=overflow_facts,
+        hint="ask for fewer tokens, or start the server with a larger --max-model-len",
+    ),
+    Case(
+        error=ContextOverflow,
         name="context-param",
         param="input_tokens",
         facts=overflow_facts,
