@@ -212,6 +212,9 @@ def probe_once(route: Route) -> Operation[None]:
         facts = yield from engine.probe()
     except EngineKitError:
         return
+    if route.lease is not None:
+        # A server from a wheel may not know its own build; the wheel's version says more.
+        facts = replace(facts, version=f"xllamacpp {route.lease.version}")
     engine.facts = _facts[key] = facts
 
 
