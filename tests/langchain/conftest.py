@@ -1,11 +1,37 @@
-"""The standard suite's skips are counted, printed, and none may appear without a reason here."""
+"""Servers to talk to. The standard suite's skips are counted, printed, and none may appear without a reason here."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+
+from enginekit.kit.route import forget_facts
+from tests.langchain.wires import VLLM, WIRES, Wire
+from tests.support.server import Server
+
+
+@pytest.fixture(autouse=True)
+def no_facts() -> Iterator[None]:
+    """What one test's server said of itself is not known to the next test."""
+    forget_facts()
+    yield
+    forget_facts()
+
+
+@pytest.fixture(params=WIRES, ids=lambda wire: wire.engine)
+def wire(request: pytest.FixtureRequest, server: Server) -> Wire:
+    """Each engine's server in turn."""
+    made: Wire = request.param(server)
+    return made
+
+
+@pytest.fixture
+def vllm(server: Server) -> VLLM:
+    """One engine, where they do not differ."""
+    return VLLM(server)
+
 
 SKIPS = {
     "test_serdes": "langchain-core loads only classes from its own table, so nobody else can pass",

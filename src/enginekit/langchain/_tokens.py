@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from langchain_core.messages import BaseMessage, HumanMessage, get_buffer_string
+from langchain_core.messages import BaseMessage, get_buffer_string
 from langchain_core.messages.utils import count_tokens_approximately
 
 from enginekit.errors import EngineError, NoEngine
@@ -43,9 +43,7 @@ def of_text(client: Client, text: str, custom: Tokenizer | None) -> TokenCount:
     try:
         count = len(client.tokenize(text))
     except (EngineError, NoEngine):
-        return TokenCount(
-            count_tokens_approximately([HumanMessage(text)], extra_tokens_per_message=0)
-        )
+        return TokenCount(-(-len(text) // 4))
     return TokenCount(count, _tokenizer(client))
 
 
