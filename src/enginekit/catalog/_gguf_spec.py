@@ -7,11 +7,9 @@ is a range.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Final
 
 from enginekit.catalog import _layout
 from enginekit.catalog._families import (
@@ -25,6 +23,8 @@ from enginekit.catalog._families import (
     RECURRENT_ONLY,
     VISION,
 )
+from enginekit.catalog._gguf_keys import Keys
+from enginekit.catalog._gguf_roles import weight_groups
 from enginekit.catalog.gguf import GgufHeader, TensorInfo
 from enginekit.errors import ModelFileError
 from enginekit.facts.model import (
@@ -36,64 +36,11 @@ from enginekit.facts.model import (
     ModelSpec,
     Origin,
     Recurrent,
-    Role,
     WeightGroup,
 )
 from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED
 from enginekit.sizing.quantization import FTYPES
 from enginekit.sizing.tensors import active_parameters
-
-_BLOCK: Final = re.compile(r"^blk\.(\d{1,5})\.(.+)$")
-
-
-class _Keys:
-    """Checked access to `{architecture}.key` values."""
-
-    def __init__(self, header: GgufHeader, architecture: str) -> None:
-        self.header = header
-        self.prefix = architecture + "."
-
-    def _bad(self, key: str, value: object, why: str) -> ModelFileError:
-        return ModelFileError(
-            f"{self.header.source}: {self.prefix}{key} is {value!r}: {why}",
-            field=self.prefix + key,
-        )
-
-    def one(self, key: str, default: int = 0, limit: int = 1 << 24) -> int:
-        """An integer; the largest where the file gives one per layer."""
-        value = self.header.metadata.get(self.prefix + key, default)
-        if isinstance(value, tuple):
-            value = max((int(item) for item in value), default=default)
-        return self._checked(key, value, limit)
-
-    def _checked(self, key: str, value: object, limit: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._bad(key, value, "a number was expected")
-        if not 0 <= value <= limit:
-            raise self._bad(key, value, f"0 to {limit} is possible")
-        return int(value)
-
-    def many(
-        self, key: str, default: int, layers: int, limit: int = 1 << 20
-    ) -> int | tuple[int, ...]:
-        """An integer, or one for each of at least `layers` layers."""
-        value = self.header.metadata.get(self.prefix + key, default)
-        if not isinstance(value, tuple):
-            return self._checked(key, value, limit)
-        if len(value) < layers:
-            raise self._bad(key, value, f"{layers} layers need {layers} values")
-        return tuple(self._checked(key, item, limit) for item in value[:layers])
-
-    def flags(self, key: str, layers: int) -> tuple[bool, ...] | None:
-        value = self.header.metadata.get(self.prefix + key)
-        if not isinstance(value, tuple):
-            return None
-        if len(value) < layers:
-            raise self._bad(key, value, f"{layers} layers need {layers} values")
-        return tuple(bool(item) for item in value[:layers])
-
-    def has(self, key: str) -> bool:
-        return self.prefix + key in self.header.metadata
 
 
 def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
@@ -115,7 +62,7 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
             field="general.architecture",
             hint="name the model's own GGUF file; the projector is the file beside it",
         )
-    keys = _Keys(header, architecture)
+    keys = Keys(header, architecture)
     for needed in ("block_count", "embedding_length"):
         if not keys.has(needed):
             raise ModelFileError(
@@ -127,7 +74,7 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
     tensors = {tensor.name: tensor for tensor in header.tensors}
     recurrent_flags, recurrent = _recurrent(keys, architecture, count)
     mla = _mla(keys, architecture)
-    weights = _weights(header.tensors, count, recurrent_flags)
+    weights = weight_groups(header.tensors, count, recurrent_flags)
     layers = _layers(keys, architecture, count, mla, recurrent_flags, weights)
     hidden = keys.one("embedding_length", limit=1 << 20)
     known = architecture in KNOWN
@@ -200,7 +147,7 @@ def _notes(header: GgufHeader, architecture: str, known: bool) -> tuple[str, ...
     return tuple(notes)
 
 
-def _vocab(keys: _Keys, header: GgufHeader, tensors: Mapping[str, TensorInfo]) -> int:
+def _vocab(keys: Keys, header: GgufHeader, tensors: Mapping[str, TensorInfo]) -> int:
     table = tensors.get("token_embd.weight")
     if table is not None and len(table.shape) > 1:
         return table.shape[1]
@@ -216,7 +163,7 @@ def _label(ftype: object, weights: Sequence[WeightGroup]) -> str:
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else ""
 
 
-def _capabilities(metadata: Mapping[str, object], keys: _Keys, architecture: str) -> Capabilities:
+def _capabilities(metadata: Mapping[str, object], keys: Keys, architecture: str) -> Capabilities:
     template = metadata.get("tokenizer.chat_template")
     text = template if isinstance(template, str) else ""
     embedding = architecture in ENCODERS or keys.has("pooling_type")
@@ -229,7 +176,7 @@ def _capabilities(metadata: Mapping[str, object], keys: _Keys, architecture: str
     )
 
 
-def _mla(keys: _Keys, architecture: str) -> Mla | None:
+def _mla(keys: Keys, architecture: str) -> Mla | None:
     rank = keys.one("attention.kv_lora_rank", limit=1 << 16)
     latent = architecture in LATENT and rank and keys.has("attention.key_length_mla")
     if not latent and not (architecture == "kimi-linear" and rank):
@@ -245,7 +192,7 @@ def _mla(keys: _Keys, architecture: str) -> Mla | None:
     )
 
 
-def _experts(keys: _Keys) -> Experts | None:
+def _experts(keys: Keys) -> Experts | None:
     total = keys.one("expert_count", limit=1 << 16)
     if not total:
         return None
@@ -264,7 +211,7 @@ def _experts(keys: _Keys) -> Experts | None:
 
 
 def _recurrent(
-    keys: _Keys, architecture: str, count: int
+    keys: Keys, architecture: str, count: int
 ) -> tuple[tuple[bool, ...] | None, Recurrent | None]:
     """Which layers hold state, and how much."""
     if architecture not in RECURRENT_ONLY | HYBRID:
@@ -286,7 +233,7 @@ def _recurrent(
     return flags, _state(keys, architecture)
 
 
-def _state(keys: _Keys, architecture: str) -> Recurrent:
+def _state(keys: Keys, architecture: str) -> Recurrent:
     hidden = keys.one("embedding_length", limit=1 << 20)
     conv = keys.one("ssm.conv_kernel", 4, limit=1 << 10)
     if architecture in ("lfm2", "lfm2moe"):
@@ -318,7 +265,7 @@ def _state(keys: _Keys, architecture: str) -> Recurrent:
 
 
 def _layers(
-    keys: _Keys,
+    keys: Keys,
     architecture: str,
     count: int,
     mla: Mla | None,
@@ -373,7 +320,7 @@ def _layers(
     )
 
 
-def _window(keys: _Keys, architecture: str, count: int) -> tuple[int, tuple[bool, ...] | None]:
+def _window(keys: Keys, architecture: str, count: int) -> tuple[int, tuple[bool, ...] | None]:
     """The window that llama.cpp honours, and the layers that have it."""
     period = LLAMACPP_WINDOWED.get(architecture)
     if period is None:
@@ -393,7 +340,7 @@ def _window(keys: _Keys, architecture: str, count: int) -> tuple[int, tuple[bool
     return window, _layout.every(count, period)
 
 
-def _moe(keys: _Keys, count: int, weights: Sequence[WeightGroup]) -> tuple[bool, ...] | None:
+def _moe(keys: Keys, count: int, weights: Sequence[WeightGroup]) -> tuple[bool, ...] | None:
     """Layers with experts: where the tensors are, or by the keys if there is no tensor table."""
     if not keys.one("expert_count", limit=1 << 16):
         return None
@@ -408,65 +355,3 @@ def _moe(keys: _Keys, count: int, weights: Sequence[WeightGroup]) -> tuple[bool,
 def _dense_beside(weights: Sequence[WeightGroup]) -> bool:
     dense = {group.layer for group in weights if group.role == "ffn"}
     return any(group.role == "experts" and group.layer in dense for group in weights)
-
-
-def _weights(
-    tensors: Sequence[TensorInfo], count: int, recurrent: tuple[bool, ...] | None
-) -> tuple[WeightGroup, ...]:
-    groups = []
-    for tensor in tensors:
-        match = _BLOCK.match(tensor.name)
-        layer = int(match[1]) if match else None
-        state = bool(layer is not None and recurrent and layer < count and recurrent[layer])
-        groups.append(
-            WeightGroup(
-                name=tensor.name,
-                role="mtp"
-                if layer is not None and layer >= count
-                else role_of(match[2] if match else tensor.name, tensor.shape, state),
-                type=tensor.type,
-                elements=tensor.elements,
-                bytes=tensor.bytes,
-                layer=layer,
-                shape=tensor.shape,
-            )
-        )
-    return tuple(groups)
-
-
-_OUTSIDE: Final[Mapping[str, Role]] = MappingProxyType(
-    {
-        "token_embd.weight": "embedding",
-        "position_embd.weight": "embedding",
-        "token_types.weight": "embedding",
-        "per_layer_token_embd.weight": "layer_embedding",
-        "output.weight": "output",
-    }
-)
-
-
-def role_of(name: str, shape: tuple[int, ...], recurrent: bool) -> Role:
-    """What a ggml tensor is for; `name` is without its block prefix."""
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    if name.startswith(("v.", "mm.", "a.", "resampler.")):
-        return "projector"
-    if name.startswith("nextn."):
-        return "mtp"
-    if "ffn_gate_inp" in name or "exp_probs" in name:
-        return "router"
-    if len(shape) == 1 or "_norm" in name:
-        return "norm"
-    if "_exps" in name:
-        return "experts"
-    if "_shexp" in name or "_chexp" in name:
-        return "shared_experts"
-    if name.startswith(("ssm_", "shortconv", "time_mix")):
-        return "recurrent"
-    if name.startswith(("attn_", "indexer", "cross_attn", "attention")):
-        return (
-            "recurrent" if recurrent and name.startswith(("attn_qkv", "attn_gate")) else "attention"
-        )
-    if name.startswith(("ffn_", "channel_mix")):
-        return "ffn"
-    return "other"

@@ -29,7 +29,10 @@ CACHE_TYPES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "fp8": (1, 1),
         "fp8_e4m3": (1, 1),
         "fp8_e5m2": (1, 1),
+        "fp8_inc": (1, 1),
         "int8": (1, 1),
+        "int4": (2, 1),
+        "nvfp4": (16, 9),
     }
 )
 """Cache element types of llama.cpp (`-ctk`, `-ctv`) and vLLM: elements and bytes of a block."""

@@ -2,18 +2,18 @@
 
 The shapes are those of llama.cpp's GGUF files (src/models/*.cpp), because block sizes depend on row
 lengths; element counts are the same in every format. What differs between architectures beyond
-dimensions is a row in `TRAITS`. An architecture without a row is taken as a plain gated decoder.
+dimensions is a row in `enginekit.sizing.traits`. An architecture without a row is taken as a plain gated decoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Final
 
 from enginekit.facts.model import Layer, ModelSpec, Recurrent, Role
+from enginekit.sizing.traits import PLAIN, TRAITS, Traits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,90 +37,6 @@ class TensorShape:
     def elements(self) -> int:
         """Elements of one such tensor."""
         return self.row * self.rows * self.matrices
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traits:
-    """What an architecture has beyond its dimensions."""
-
-    fused_qkv: bool = False
-    fused_up: bool = False
-    """Gate and up in one matrix (Phi-3)."""
-    fused_experts: bool = False
-    """Gate and up of the experts in one tensor (Gemma 4)."""
-    gated_query: bool = False
-    """The query projection also makes an output gate: twice as wide."""
-    gated_ffn: bool = True
-    qkv_bias: bool = False
-    bias: bool = False
-    """Bias on every matrix, BERT's way; on experts too for gpt-oss."""
-    head_norms: int = 0
-    """Norms over one head (Q and K)."""
-    wide_norms: int = 0
-    """Norms over all heads of Q and K (OLMo 2)."""
-    norms: int = 2
-    """Norms over the hidden width per layer."""
-    key_is_value: bool = False
-    """Full-attention layers project K and V with one matrix when they have fewer KV heads."""
-    positions: bool = False
-    """A learned position table (BERT)."""
-    shared_gate: bool = False
-    """A gate vector on the shared expert (Qwen)."""
-    router_bias: bool = False
-    """A bias per expert on the router (DeepSeek-V3 and its kin)."""
-    separate_ba: bool = True
-    """GDN's beta and alpha in two tensors (Qwen3.5) or one (Qwen3-Next)."""
-
-
-_QWEN3 = Traits(head_norms=2)
-_BERT = Traits(gated_ffn=False, bias=True, norms=4, positions=True)
-TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
-    {
-        "llama": Traits(),
-        "mistral3": Traits(),
-        "llama4": Traits(),
-        "granite": Traits(),
-        "granitemoe": Traits(),
-        "smollm3": Traits(),
-        "qwen2": Traits(qkv_bias=True),
-        "qwen2moe": Traits(qkv_bias=True, shared_gate=True),
-        "qwen2vl": Traits(qkv_bias=True),
-        "qwen3": _QWEN3,
-        "qwen3moe": _QWEN3,
-        "qwen3vl": _QWEN3,
-        "qwen3vlmoe": _QWEN3,
-        "qwen3next": Traits(head_norms=2, gated_query=True, separate_ba=False, shared_gate=True),
-        "qwen35": Traits(head_norms=2, gated_query=True),
-        "qwen35moe": Traits(head_norms=2, gated_query=True, shared_gate=True),
-        "gemma": Traits(),
-        "gemma2": Traits(norms=4),
-        "gemma3": Traits(norms=4, head_norms=2),
-        "gemma4": Traits(norms=4, head_norms=2, key_is_value=True, fused_experts=True),
-        "gemma-embedding": Traits(norms=4, head_norms=2),
-        "phi3": Traits(fused_qkv=True, fused_up=True),
-        "command-r": Traits(norms=1),
-        "cohere2": Traits(norms=1),
-        "gpt-oss": Traits(qkv_bias=True, bias=True),
-        "deepseek2": Traits(router_bias=True),
-        "deepseek32": Traits(router_bias=True),
-        "glm-dsa": Traits(router_bias=True),
-        "glm4moe": Traits(qkv_bias=True, router_bias=True),
-        "olmo2": Traits(wide_norms=2),
-        "nemotron_h": Traits(gated_ffn=False, norms=1),
-        "nemotron_h_moe": Traits(gated_ffn=False, norms=1),
-        "falcon-h1": Traits(),
-        "granitehybrid": Traits(),
-        "lfm2": Traits(head_norms=2),
-        "lfm2moe": Traits(head_norms=2),
-        "mamba": Traits(norms=1),
-        "mamba2": Traits(norms=1),
-        "bert": _BERT,
-        "nomic-bert": Traits(fused_qkv=True, norms=4, positions=False),
-    }
-)
-"""By llama.cpp architecture name."""
-
-_PLAIN = Traits()
 
 
 def known(architecture: str) -> bool:
@@ -241,7 +157,7 @@ def _merge(shapes: Iterator[tuple[TensorShape, int]]) -> Iterator[TensorShape]:
 
 
 def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
-    traits = TRAITS.get(spec.architecture, _PLAIN)
+    traits = TRAITS.get(spec.architecture, PLAIN)
     hidden, vocab = spec.hidden, spec.vocab
     yield TensorShape(name="token_embd", role="embedding", row=hidden, rows=vocab), -1
     if not spec.tied_embeddings and spec.causal:
