@@ -21,6 +21,7 @@ from enginekit.engines.ollama.probe import (
 )
 from enginekit.engines.ollama.profile import PROFILE, SCALARS
 from enginekit.errors import (
+    ContextOverflow,
     EngineKitError,
     MalformedReply,
     ModelNotFound,
@@ -183,7 +184,12 @@ class Ollama(Engine):
         if request.keep_alive is not UNSET:
             draft.apply(SCALARS, {"keep_alive": request.keep_alive})
         draft.options()
-        value = yield from self._ask("POST", path, draft.body, timeout=LOADING)
+        try:
+            value = yield from self._ask("POST", path, draft.body, timeout=LOADING)
+        except ContextOverflow as error:
+            model = self.model_facts(request.model)
+            error.limit = error.limit or model.window or model.num_ctx or model.trained
+            raise
         try:
             vectors = value["embeddings"]
             if len(vectors) != len(request.texts):
