@@ -1,0 +1,61 @@
+"""LlamaIndex classes over every engine: LLM, embedding model, reranker.
+
+Needs `pip install enginekit[llama-index]`. Names are resolved on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from enginekit.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from enginekit.llama_index._errors import BadReply as BadReply
+    from enginekit.llama_index._settings import OmittedSetting as OmittedSetting
+    from enginekit.llama_index._tokenizer import EngineTokenizer as EngineTokenizer
+    from enginekit.llama_index.embedding import EngineKitEmbedding as EngineKitEmbedding
+    from enginekit.llama_index.llm import EngineKitLLM as EngineKitLLM
+    from enginekit.llama_index.rerank import EngineKitRerank as EngineKitRerank
+
+_PUBLIC = {
+    "BadReply": "enginekit.llama_index._errors",
+    "EngineKitEmbedding": "enginekit.llama_index.embedding",
+    "EngineKitLLM": "enginekit.llama_index.llm",
+    "EngineKitRerank": "enginekit.llama_index.rerank",
+    "EngineTokenizer": "enginekit.llama_index._tokenizer",
+    "OmittedSetting": "enginekit.llama_index._settings",
+}
+
+__all__ = [
+    "BadReply",
+    "EngineKitEmbedding",
+    "EngineKitLLM",
+    "EngineKitRerank",
+    "EngineTokenizer",
+    "OmittedSetting",
+]
+
+_FOREIGN = ("llama_index", "llama_index_instrumentation", "pydantic")
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'enginekit.llama_index' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _FOREIGN:
+            raise MissingExtra(
+                f"enginekit.llama_index.{name} needs llama-index-core, which is not installed",
+                hint="pip install 'enginekit[llama-index]'",
+                extra="llama-index",
+            ) from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
