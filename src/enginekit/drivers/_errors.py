@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -215,6 +216,8 @@ def _words(error: BaseException) -> str:
         return root.verify_message or str(root)
     if isinstance(root, socket.gaierror):
         return f"the host name is not known ({root.strerror})"
-    if isinstance(root, OSError) and root.strerror:
-        return root.strerror.lower()
+    if isinstance(root, ssl.SSLError):
+        return f"TLS failed ({root.reason or root})"
+    if isinstance(root, OSError) and root.errno is not None:
+        return os.strerror(root.errno).lower()  # asyncio puts words of its own into strerror
     return str(error) or type(error).__name__

@@ -45,7 +45,9 @@ class Reading:
                 return
             if data:
                 self._take(decoder.feed(data))
-            if ended and not decoder.done and decoder.failure is None:
+            if ended and not self._inflate.eof:
+                self.abort(MalformedReply("the compressed body is cut", url=self._url))
+            elif ended and not decoder.done and decoder.failure is None:
                 self._take(decoder.eof())
                 self.over = True
         elif data:
@@ -98,6 +100,9 @@ def inflated(headers: Mapping[str, str], body: bytes, url: str) -> bytes:
     if undo is None:
         return body
     try:
-        return bytes(undo.decompress(body) + undo.flush())
+        whole = bytes(undo.decompress(body) + undo.flush())
     except zlib.error as error:
         raise MalformedReply(f"the answer of {url} cannot be inflated: {error}", url=url) from error
+    if body and not undo.eof:
+        raise MalformedReply(f"the compressed answer of {url} is cut", url=url)
+    return whole

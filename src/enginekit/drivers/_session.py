@@ -94,6 +94,8 @@ class Sessions:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.slots = asyncio.Semaphore(open_limit())
+        self.streaming: set[aiohttp.ClientResponse] = set()
+        """Responses that streams read from."""
         self.finishing: dict[aiohttp.ClientResponse, asyncio.TimerHandle] = {}
         self._sessions: dict[str | None, aiohttp.ClientSession] = {}
         self._keeper: AsyncGenerator[None, None] | None = None
@@ -157,8 +159,9 @@ class Sessions:
 
     async def close(self) -> None:
         """Close every connection."""
-        for response, timer in list(self.finishing.items()):
+        for timer in self.finishing.values():
             timer.cancel()
+        for response in [*self.finishing, *self.streaming]:
             response.close()
         self.finishing.clear()
         sessions = list(self._sessions.values())
@@ -169,13 +172,12 @@ class Sessions:
             # A transport closes its socket one turn of the loop after it was told to.
             await asyncio.sleep(0)
 
-    def abandon(self) -> None:
+    async def abandon(self) -> None:
         """Forget sessions whose loop was closed without finalising its generators."""
-        for session in self._sessions.values():
-            connector = session.connector
-            session.detach()
-            if connector is not None:
-                connector.close()
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        for session in sessions:
+            await session.close()
 
 
 class Loops:
@@ -191,9 +193,9 @@ class Loops:
         loop = asyncio.get_running_loop()
         sessions = self._by_loop.get(loop)
         if sessions is None:
-            self._sweep()
             sessions = self._by_loop[loop] = Sessions(loop)
             await sessions.start()
+            await self._sweep()
         return sessions
 
     async def close(self) -> None:
@@ -202,11 +204,11 @@ class Loops:
         if sessions is not None:
             await sessions.close()
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         for loop, sessions in list(self._by_loop.items()):
             if loop.is_closed():
                 del self._by_loop[loop]
-                sessions.abandon()
+                await sessions.abandon()
 
 
 def open_limit() -> int:

@@ -251,6 +251,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         self._watchdog: asyncio.TimerHandle | None = None
         self._closed_by: Any = None
         self._response: aiohttp.ClientResponse | None = response
+        sessions.streaming.add(response)
 
     @property
     def receipt(self) -> Receipt:
@@ -349,6 +350,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._sessions.slots.release()
+        self._sessions.streaming.discard(response)
         if keep:
             self._sessions.finish(response, RETURN_WAIT)
         else:
@@ -392,6 +394,7 @@ def _drop(
     if watchdog is not None:
         watchdog.cancel()
     sessions.slots.release()
+    sessions.streaming.discard(response)
     response.close()
 
 
