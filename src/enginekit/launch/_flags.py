@@ -81,6 +81,7 @@ FLAGS: MappingProxyType[str, Flag] = MappingProxyType(
         "--no-kv-offload": Flag("no_kv_offload", "on"),
         "--context-shift": Flag("ctx_shift", "on"),
         "--swa-full": Flag("swa_full", "on"),
+        "--warmup": Flag("warmup", "on"),
         "--no-warmup": Flag("warmup", "off"),
         "--check-tensors": Flag("check_tensors", "on"),
         "--no-mmap": Flag("load_mode", "choice", "llama_load_mode"),

@@ -66,12 +66,14 @@ class Chosen:
     Attributes:
         context: tokens per slot. The server's whole context is this times `slots`; the cache is
             not unified, so that one long request cannot starve the others.
+        pooling: how token vectors become one, where an embedding model does not say itself.
         notes: one sentence per thing the caller may not expect.
     """
 
     context: int
     slots: int
     threads: int
+    pooling: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -84,6 +86,7 @@ def choose(spec: EmbeddedSpec, header: Header, *, cores: int, memory: int) -> Ch
     """
     trained = header.trained_context or CONTEXT
     notes: list[str] = []
+    pooling = ""
     context = spec.context if spec.context is not None else min(trained, CONTEXT)
     if context > trained:
         notes.append(
@@ -107,8 +110,15 @@ def choose(spec: EmbeddedSpec, header: Header, *, cores: int, memory: int) -> Ch
         notes.append("the model's chat template is replaced by the configured one")
     if spec.embeddings:
         notes.append("this server embeds and does not chat")
+        if header.number("pooling_type") is None and "--pooling" not in spec.extra_args:
+            pooling = "mean"
+            notes.append("the model names no pooling: the mean of its token vectors is taken")
     return Chosen(
-        context=context, slots=slots, threads=spec.threads or max(1, cores), notes=tuple(notes)
+        context=context,
+        slots=slots,
+        threads=spec.threads or max(1, cores),
+        pooling=pooling,
+        notes=tuple(notes),
     )
 
 
@@ -123,12 +133,15 @@ def flags(spec: EmbeddedSpec, chosen: Chosen) -> tuple[str, ...]:
         "--threads", str(chosen.threads),
         "--cache-ram", str(CACHE_RAM_MIB),
         "--jinja",
+        "--no-warmup",
         "--no-ui",
         "--offline",
     ]  # fmt: skip
     if spec.embeddings:
         words += ["--embeddings", "--batch-size", str(chosen.context)]
         words += ["--ubatch-size", str(chosen.context)]
+        if chosen.pooling:
+            words += ["--pooling", chosen.pooling]
     template = spec.chat_template
     if template is not None:
         words += ["--chat-template" if "{" in template else "--chat-template-file", template]
@@ -147,6 +160,8 @@ def settings(spec: EmbeddedSpec, chosen: Chosen) -> tuple[Setting, ...]:
         Setting("cpuparams_batch.n_threads", chosen.threads),
         Setting("cache_ram_mib", CACHE_RAM_MIB),
         Setting("use_jinja", True),
+        # The first request warms up as well, and only once.
+        Setting("warmup", False),
         Setting("ui", False),
         Setting("offline", True),
         Setting("port", 0),
@@ -160,6 +175,8 @@ def settings(spec: EmbeddedSpec, chosen: Chosen) -> tuple[Setting, ...]:
             Setting("n_batch", chosen.context),
             Setting("n_ubatch", chosen.context),
         ]
+        if chosen.pooling:
+            made += read(("--pooling", chosen.pooling))
     template = spec.template_text
     if template is not None:
         made.append(Setting("chat_template", template))
