@@ -197,6 +197,16 @@ def test_a_cut_download_is_described_and_said_to_be_cut(tmp_path: Path) -> None:
     assert any("download is incomplete" in note for note in spec.notes)
 
 
+def test_a_projector_beside_the_only_model_belongs_to_it(tmp_path: Path) -> None:
+    for name in ("model.gguf", "mmproj-model-f16.gguf"):
+        (tmp_path / name).write_bytes(header(LLAMA, TABLE))
+    spec = describe(tmp_path / "model.gguf")
+    assert spec.projector_bytes == (tmp_path / "mmproj-model-f16.gguf").stat().st_size
+    assert spec.capabilities.vision
+    (tmp_path / "another.gguf").write_bytes(header(LLAMA, TABLE))
+    assert describe(tmp_path / "model.gguf").projector_bytes == 0
+
+
 # ------------------------------------------------------------------------------ header to facts
 
 

@@ -66,6 +66,8 @@ def _is_path(name: str, path: Path) -> bool:
 def describe_file(path: str | os.PathLike[str]) -> ModelSpec:
     """Describe a GGUF file (all parts of a split one), or a config.json with what lies beside it.
 
+    A projector (`mmproj*.gguf`) counts if the folder holds no other model.
+
     Raises:
         ModelFileError: missing, broken, or of another kind.
     """
@@ -75,9 +77,12 @@ def describe_file(path: str | os.PathLike[str]) -> ModelSpec:
     from enginekit.catalog import _gguf_spec, gguf
 
     spec = _gguf_spec.to_spec(gguf.read_file(place))
-    projectors = [
-        other.stat().st_size for other in place.parent.glob("*mmproj*.gguf") if other != place
-    ]
+    beside = list(place.parent.glob("*.gguf"))
+    projectors = [other.stat().st_size for other in beside if "mmproj" in other.name.lower()]
+    parts = set(gguf.split_names(place.name))
+    if any("mmproj" not in other.name.lower() and other.name not in parts for other in beside):
+        # A folder of several models: nobody can say whose projector it is.
+        return spec
     if not projectors:
         return spec
     return replace(

@@ -119,7 +119,23 @@ ARCHITECTURES: Final[Mapping[str, str]] = MappingProxyType(
 ENCODERS: Final = frozenset(("bert", "nomic-bert", "modern-bert"))
 
 TIED_BY_DEFAULT: Final = frozenset(
-    ("gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "command-r", "cohere2", "gpt2", "bloom")
+    (
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "gemma4",
+        "command-r",
+        "cohere2",
+        "gpt2",
+        "bloom",
+        "falcon",
+        "mpt",
+        "starcoder2",
+        "mamba",
+        "lfm2",
+        "lfm2moe",
+    )
 )
 """Classes whose `tie_word_embeddings` is true when config.json does not mention it."""
 
@@ -151,6 +167,9 @@ DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     }
 )
 """What a configuration class fills in: multimodal repositories often state only what differs."""
+
+FOURFOLD: Final = frozenset(("gpt2", "bloom", "falcon", "mpt"))
+"""Architectures whose feed-forward is four times the hidden width unless stated."""
 
 VISION_KEYS: Final = ("vision_config", "visual", "vision_tower_config", "vit_config")
 AUDIO_KEYS: Final = ("audio_config", "audio_encoder_config")

@@ -76,7 +76,7 @@ def layer_kinds(keys: Config, architecture: str, count: int) -> LayerKinds:
         offset = keys.number("attn_layer_offset", limit=_layout.MAX_LAYERS)
         attention = tuple(index % period == offset for index in range(count))
         return LayerKinds(attention=attention, recurrent=tuple(not flag for flag in attention))
-    listed = keys.data.get("full_attn_idxs")
+    listed = keys.data.get("full_attn_idxs", keys.data.get("attn_layer_indices"))
     if isinstance(listed, list):
         attention = tuple(index in listed for index in range(count))
         return LayerKinds(attention=attention, recurrent=tuple(not flag for flag in attention))

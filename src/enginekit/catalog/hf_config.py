@@ -18,6 +18,7 @@ from enginekit.catalog._hf_families import (
     AUDIO_KEYS,
     DEFAULTS,
     ENCODERS,
+    FOURFOLD,
     TIED_BY_DEFAULT,
     VISION_KEYS,
     WINDOW_PERIOD,
@@ -130,6 +131,11 @@ def _flatten(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
             deeper = inner.get("text_config")
             flat.update(deeper if isinstance(deeper, Mapping) else inner)
             break
+    # DBRX and MPT keep these two groups apart.
+    for outer in ("attn_config", "ffn_config"):
+        inner = config.get(outer)
+        if isinstance(inner, Mapping):
+            flat = {**inner, **flat}
     if isinstance(config.get("model_type"), str) and not flat.get("model_type"):
         flat["model_type"] = config["model_type"]
     return flat
@@ -175,7 +181,12 @@ def _heads(keys: Config, hidden: int) -> tuple[int, int, int, int]:
     """Heads, KV heads, and the sizes of K and V per head."""
     heads = keys.number("num_attention_heads", "n_head", "num_heads", "n_heads", limit=1 << 16)
     kv = keys.number(
-        "num_key_value_heads", "multi_query_group_num", "n_head_kv", "num_kv_heads", limit=1 << 16
+        "num_key_value_heads",
+        "multi_query_group_num",
+        "n_head_kv",
+        "num_kv_heads",
+        "kv_n_heads",
+        limit=1 << 16,
     )
     if not kv:
         multi_query = keys.flag("multi_query") and not keys.flag("new_decoder_architecture")
@@ -208,7 +219,7 @@ def _shape(
     if kinds.kv_heads is not None:
         kv_heads = kinds.kv_heads
         heads_of = tuple(heads if each else 0 for each in kinds.kv_heads)
-    ffn = _ffn(keys, count, hidden, kinds)
+    ffn = _ffn(keys, architecture, count, hidden, kinds)
     shared_kv = min(keys.number("num_kv_shared_layers", limit=_layout.MAX_LAYERS), count)
     if isinstance(ffn, int) and keys.flag("use_double_wide_mlp"):
         ffn = tuple(ffn * (2 if index >= count - shared_kv else 1) for index in range(count))
@@ -234,7 +245,9 @@ def _shape(
     )
 
 
-def _ffn(keys: Config, count: int, hidden: int, kinds: LayerKinds) -> _layout.PerLayer:
+def _ffn(
+    keys: Config, architecture: str, count: int, hidden: int, kinds: LayerKinds
+) -> _layout.PerLayer:
     value = keys.data.get("intermediate_size")
     width: _layout.PerLayer
     if isinstance(value, list):
@@ -248,7 +261,7 @@ def _ffn(keys: Config, count: int, hidden: int, kinds: LayerKinds) -> _layout.Pe
         width = keys.number("intermediate_size_mlp", limit=1 << 24) or width
         if keys.flag("block_auto_adjust_ff_dim"):
             width = _lfm2_width(keys, width)
-        width = width or (4 * hidden if keys.number("n_layer", limit=1 << 20) else 0)
+        width = width or (4 * hidden if architecture in FOURFOLD else 0)
     if kinds.ffn is not None:
         width = tuple(_layout.pick(width, i) if has else 0 for i, has in enumerate(kinds.ffn))
     return width
@@ -329,12 +342,15 @@ def _experts(keys: Config) -> Experts | None:
         "experts_per_token",
         "top_k_experts",
         "moe_topk",
+        "moe_top_k",
         "moe_k",
         limit=1 << 16,
     )
     ffn = keys.number("moe_intermediate_size", "expert_ffn_hidden_size", limit=1 << 22)
-    ffn = ffn or keys.number("intermediate_size", limit=1 << 22)
-    shared = keys.number("n_shared_experts", "num_shared_experts", limit=1 << 10)
+    ffn = ffn or keys.number("intermediate_size", "ffn_hidden_size", limit=1 << 22)
+    shared = keys.number(
+        "n_shared_experts", "num_shared_experts", "moe_num_shared_experts", limit=1 << 10
+    )
     width = keys.number(
         "shared_expert_intermediate_size",
         "moe_shared_expert_intermediate_size",
