@@ -1,0 +1,25 @@
+"""Servers for the LlamaIndex classes to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from enginekit.kit.route import forget_facts
+from tests.langchain.wires import VLLM
+from tests.support.server import Server
+
+
+@pytest.fixture(autouse=True)
+def no_facts() -> Iterator[None]:
+    """What one test's server said of itself is not known to the next test."""
+    forget_facts()
+    yield
+    forget_facts()
+
+
+@pytest.fixture
+def vllm(server: Server) -> VLLM:
+    """One engine, where they do not differ."""
+    return VLLM(server)
