@@ -186,9 +186,7 @@ def _mla(layout: Mapping[str, str]) -> Mla | None:
     if "mla" not in layout:
         return None
     lora, rope, q_lora, nope, value = _ints(layout["mla"])
-    return Mla(
-        kv_lora_rank=lora, rope_dim=rope, q_lora_rank=q_lora, nope_dim=nope, value_dim=value
-    )
+    return Mla(kv_lora_rank=lora, rope_dim=rope, q_lora_rank=q_lora, nope_dim=nope, value_dim=value)
 
 
 def _experts(layout: Mapping[str, str]) -> Experts | None:
