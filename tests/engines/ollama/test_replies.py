@@ -104,6 +104,7 @@ def test_a_broken_connection_is_an_error_unless_the_reply_was_whole(name):
     assert decoder.abort(Unreachable("reset")) == []
     assert isinstance(decoder.failure, StreamTruncated)
     assert isinstance(decoder.failure.__cause__, Unreachable)
+    assert "hides" not in decoder.failure.message, "that is what a clean end means"
     late = decoder_for(recording)
     late.feed(recording.body)
     assert late.done

@@ -15,7 +15,7 @@ from enginekit.drivers.framing import NDJSON, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import NONSENSE, ReplyDecoder
 from enginekit.engines._wrap import Inner, Wrapper
-from enginekit.errors import BadOutput, MalformedReply, StreamTruncated
+from enginekit.errors import BadOutput, EngineKitError, MalformedReply, StreamTruncated
 from enginekit.types import Chunk, End, Timings, TokenLogprob, ToolCallDelta, Usage
 
 REPEATS: Final = 30
@@ -64,6 +64,12 @@ class OllamaDecoder(ReplyDecoder):
     ) -> None:
         super().__init__(engine, NDJSON() if frames is None else frames, turn=turn, path=path)
         self._limit = limit
+        self._broke = False
+
+    def abort(self, error: EngineKitError) -> list[Chunk]:
+        """As `ReplyDecoder.abort`: a broken connection is not the server's way to hide an error."""
+        self._broke = True
+        return super().abort(error)
 
     def feed(self, data: bytes) -> list[Chunk]:
         """Chunks that these bytes complete; stops at the first fault."""
@@ -156,6 +162,8 @@ class OllamaDecoder(ReplyDecoder):
 
     def _truncated(self, what: str) -> StreamTruncated:
         error = super()._truncated(what)
+        if self._broke:
+            return error
         if repeats(self._texts):
             why = (
                 f"the server ends a reply without a word after {REPEATS} identical tokens in a row"
