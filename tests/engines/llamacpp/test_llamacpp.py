@@ -10,8 +10,8 @@ import pytest
 
 from enginekit.engine import Answer, Target
 from enginekit.engines.llamacpp import LlamaCpp
-from enginekit.engines.llamacpp.engine import anchored, choice_grammar
 from enginekit.engines.llamacpp.facts import facts_of
+from enginekit.engines.llamacpp.requests import anchored, choice_grammar
 from enginekit.errors import (
     BadRequest,
     ContextOverflow,
@@ -515,7 +515,7 @@ def test_rerank() -> None:
     assert [score.index for score in made.scores] == [1, 0]
     tei = answer([{"index": 0, "score": 0.5}, {"index": 1, "score": 0.1}])
     best = play(engine().rerank(replace(request, top_n=1)), {"POST /v1/rerank": tei})
-    assert [tuple(score) for score in best.scores] == [(0, 0.5)]
+    assert [(score.index, score.score) for score in best.scores] == [(0, 0.5)]
     with pytest.raises(Unsupported):
         play(engine().rerank(request), {"POST /v1/rerank": load("llamacpp", "l_rerank_v1")})
 
