@@ -262,6 +262,14 @@ def test_capabilities_come_from_the_template() -> None:
     assert spec.vocab == 4
 
 
+def test_experts_of_early_mixtral_files_are_experts() -> None:
+    metadata = LLAMA | {"llama.expert_count": 2, "llama.expert_used_count": 1}
+    table = [*TABLE, *((f"blk.0.ffn_up.{n}.weight", (256, 512), "F16") for n in range(2))]
+    spec = spec_of(metadata, table)
+    assert [layer.moe for layer in spec.layers] == [True, False]
+    assert spec.params_total - spec.params_active == 256 * 512
+
+
 def test_mtp_blocks_are_counted_apart() -> None:
     metadata = LLAMA | {"llama.block_count": 3, "llama.nextn_predict_layers": 1}
     table = [*TABLE, ("blk.2.attn_q.weight", (256, 256), "F16")]

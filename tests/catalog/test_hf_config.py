@@ -110,7 +110,9 @@ def test_quantization_configs_become_one_word_that_can_be_sized(
     ],
 )
 def test_mlx_and_plain_types(extra: dict[str, Any], label: str) -> None:
-    assert hf_config.to_spec(LLAMA | extra).quantization == label
+    spec = hf_config.to_spec(LLAMA | extra)
+    assert spec.quantization == label
+    assert spec.format == ("mlx" if label.startswith("mlx") else "safetensors")
 
 
 def test_modelopts_own_file() -> None:

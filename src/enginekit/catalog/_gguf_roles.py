@@ -10,6 +10,8 @@ from typing import Final
 from enginekit.catalog.gguf import TensorInfo
 from enginekit.facts.model import Role, WeightGroup
 
+_LEGACY_EXPERT: Final = re.compile(r"^ffn_(gate|up|down)\.\d+\.weight$")
+"""Mixtral files of 2023 hold each expert by itself."""
 _BLOCK: Final = re.compile(r"^blk\.(\d{1,5})\.(.+)$")
 
 
@@ -67,7 +69,7 @@ def role_of(name: str, shape: tuple[int, ...], recurrent: bool) -> Role:
         return "router"
     if len(shape) == 1 or "_norm" in name:
         return "norm"
-    if "_exps" in name:
+    if "_exps" in name or _LEGACY_EXPERT.match(name):
         return "experts"
     if "_shexp" in name or "_chexp" in name:
         return "shared_experts"

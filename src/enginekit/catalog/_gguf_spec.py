@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Final
 
 from enginekit.catalog import _layout
 from enginekit.catalog._families import (
@@ -41,6 +42,9 @@ from enginekit.facts.model import (
 from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED
 from enginekit.sizing.quantization import FTYPES
 from enginekit.sizing.tensors import active_parameters
+
+_THINKING: Final = ("<think>", "enable_thinking", "reasoning_effort")
+"""What templates of reasoning models mention; the last is gpt-oss's."""
 
 
 def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
@@ -169,7 +173,7 @@ def _capabilities(metadata: Mapping[str, object], keys: Keys, architecture: str)
     embedding = architecture in ENCODERS or keys.has("pooling_type")
     return Capabilities(
         tools="tools" in text if text else None,
-        thinking="<think>" in text or "enable_thinking" in text if text else None,
+        thinking=any(word in text for word in _THINKING) if text else None,
         vision=True if architecture in VISION else None,
         embedding=embedding,
         rerank=True if keys.one("pooling_type") == 4 else None,

@@ -80,6 +80,7 @@ def to_spec(
         )
     embedding = architecture in ENCODERS
     tied = keys.flag("tie_word_embeddings", default=architecture in TIED_BY_DEFAULT)
+    label = quantization_label(config, quant_config)
     spec = ModelSpec(
         name=name or keys.text("_name_or_path") or source,
         architecture=architecture,
@@ -95,8 +96,8 @@ def to_spec(
         tied_embeddings=tied or embedding,
         causal=not embedding,
         mtp_layers=keys.number("num_nextn_predict_layers", "mtp_num_hidden_layers", limit=64),
-        format="safetensors",
-        quantization=quantization_label(config, quant_config),
+        format="mlx" if label.startswith("mlx-") else "safetensors",
+        quantization=label,
         names=ModelNames(hf=name if "/" in name else ""),
         capabilities=Capabilities(
             tools="tools" in chat_template if chat_template else None,
