@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from enginekit.engine import Answer, Operation
 from enginekit.engines import _openai_routes as routes
-from enginekit.engines._fault import Case
-from enginekit.engines._messages import MessagePolicy
-from enginekit.engines._openai import OpenAIEngine, Plan
-from enginekit.engines._params import Draft, Rule, Table
-from enginekit.engines._think import AnswerInReasoning, ThinkSplitter
-from enginekit.engines._wrap import Inner, StopCutter
-from enginekit.engines.vllm.facts import (
-    FAULTS,
-    MAX_STOPS,
-    PROFILE,
-    SAMPLING,
-    facts_of,
-    model_cards,
-)
+from enginekit.engines._params import Draft
+from enginekit.engines._vllm_wire import VLLMRequests
+from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards
 from enginekit.errors import (
     BadRequest,
     EngineError,
@@ -33,8 +22,6 @@ from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
 from enginekit.types import (
     UNSET,
     ChatRequest,
-    CompletionRequest,
-    Constraint,
     Embeddings,
     EmbedRequest,
     Message,
@@ -44,7 +31,7 @@ from enginekit.types import (
 )
 
 
-class VLLM(OpenAIEngine):
+class VLLM(VLLMRequests):
     """A vLLM OpenAI server at one address.
 
     Options (`[engines.vllm.options]`): `probe_tools = true` lets `probe()` find out, by one call of
@@ -54,143 +41,6 @@ class VLLM(OpenAIEngine):
 
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "vllm"
-    sampling: ClassVar[Table] = SAMPLING
-    faults: ClassVar[tuple[Case, ...]] = FAULTS
-    policy: ClassVar[MessagePolicy] = MessagePolicy(
-        call_content="empty", reasoning="reasoning_content"
-    )
-
-    # -- requests -----------------------------------------------------------------------
-
-    def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
-        return [ThinkSplitter, AnswerInReasoning]
-
-    def _prefill(self, draft: Draft, plan: Plan, notes: list[str]) -> None:
-        last = plan.messages[-1]
-        if last.role != "assistant" or last.tool_calls:
-            return
-        notes.append("the last assistant turn is continued")
-        draft.need("continue_final_message", True, note="else the turn would be closed")
-        draft.need("add_generation_prompt", False, note="goes with continue_final_message")
-
-    def _sampling(
-        self, draft: Draft, request: ChatRequest | CompletionRequest, plan: Plan
-    ) -> Table:
-        sampling = request.sampling
-        table = dict(self.sampling)
-        if sampling.top_logprobs is not UNSET and sampling.logprobs is UNSET:
-            table["top_logprobs"] = Rule(
-                outcome="translated",
-                wire="logprobs top_logprobs",
-                value=lambda top: {"logprobs": True, "top_logprobs": top},
-                low=0,
-                high=20,
-                note="the server wants logprobs switched on as well",
-            )
-        if sampling.stop is not UNSET:
-            stops = [stop for stop in sampling.stop if stop]
-            if len(stops) > MAX_STOPS:
-                plan.wraps.append(lambda inner: StopCutter(inner, stops))
-        if isinstance(request, CompletionRequest) and sampling.max_tokens is UNSET:
-            self._whole_context(draft, request.model)
-        return table
-
-    def _whole_context(self, draft: Draft, model: str) -> None:
-        """Completions stop after 16 tokens unless told otherwise: ask for the whole window.
-
-        The server cuts the number to what the prompt leaves.
-        """
-        card = self.facts.model(model) if self.facts is not None else None
-        window = card.context_window if card is not None else None
-        if window is None and self.facts is not None:
-            window = self.facts.context_window
-        if window is None:
-            draft.refuse(
-                "sampling.max_tokens",
-                "completions are cut after 16 tokens by default, and the context window is unknown",
-                case="unset",
-                hint="set max_tokens, or probe the server first",
-            )
-        draft.need(
-            "max_tokens",
-            window,
-            case="max_tokens.rest",
-            note="the rest of the context; the server's own default is 16 tokens",
-        )
-
-    def _request_id(self, draft: Draft, request_id: str) -> None:
-        draft.enter("request_id", "sent", {"request_id": request_id})
-
-    def _reasoning(self, draft: Draft, wish: bool | str, plan: Plan) -> None:
-        if isinstance(wish, bool):
-            # Templates disagree on the variable's name; one that is not used does no harm.
-            parts = {
-                "chat_template_kwargs.enable_thinking": wish,
-                "chat_template_kwargs.thinking": wish,
-            }
-            draft.enter("reasoning", "translated", parts, note="variables of the chat template")
-            return
-        levels = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
-        if wish not in levels:
-            draft.invalid("reasoning", f"must be a bool or one of {', '.join(levels)}")
-        draft.enter(
-            "reasoning",
-            "translated",
-            {"reasoning_effort": wish},
-            case="level",
-            note="as reasoning_effort",
-        )
-
-    def _constrain(self, draft: Draft, constraint: Constraint, plan: Plan) -> None:
-        kind, value = constraint.kind, constraint.value
-        if kind not in ("regex", "choice", "grammar"):
-            super()._constrain(draft, constraint, plan)
-            return
-        inner = {kind: list(value) if kind == "choice" else value}
-        draft.enter(
-            "constraint",
-            "translated",
-            {"structured_outputs": inner},
-            case=kind,
-            note="as structured_outputs",
-        )
-
-    def _prompt(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
-        draft.enter("prompt", "sent", {"prompt": request.prompt})
-        if request.suffix is not None:
-            draft.enter("suffix", "sent", {"suffix": request.suffix})
-
-    def _echo(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
-        draft.enter("echo", "sent", {"echo": request.echo})
-
-    def _scalar(self, draft: Draft, name: str, value: Any) -> None:
-        if name == "keep_alive":
-            draft.omit(name, "the model is in memory as long as the server runs")
-        elif name == "context_window":
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                draft.refuse(
-                    name,
-                    f"the window is set at launch and is {window or 'unknown'}",
-                    hint=f"start the server with --max-model-len {value}",
-                )
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
-        elif name == "lora":
-            self._lora(draft, value)
-
-    def _lora(self, draft: Draft, value: Any) -> None:
-        """An adapter is a model of its own name."""
-        if not isinstance(value, str):
-            draft.refuse("lora", "an adapter is chosen by its name, and has no scale")
-        base, draft.body["model"] = draft.body["model"], value
-        entries = draft.receipt.entries
-        entries[:] = [
-            entry._replace(outcome="translated", note=f"the adapter's name stands for {base}")
-            if entry.field == "model"
-            else entry
-            for entry in entries
-        ]
-        draft.enter("lora", "translated", also="model", note="an adapter is a model of its own")
 
     # -- probing ------------------------------------------------------------------------
 

@@ -1,0 +1,323 @@
+"""What vLLM's request bodies mean, for every server that takes them: vLLM itself and Ray Serve LLM.
+
+Tables, refusals and the steps of encoding; probing and the routes beside chat differ and are each
+engine's own. Seen running as 0.32.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
+from enginekit.engines._messages import MessagePolicy
+from enginekit.engines._openai import OpenAIEngine, Plan
+from enginekit.engines._params import Draft, Rule, Table, omitted, sent
+from enginekit.engines._think import AnswerInReasoning, ThinkSplitter
+from enginekit.engines._wrap import Inner, StopCutter
+from enginekit.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineDied,
+    EngineFault,
+    ModelNotFound,
+    Overloaded,
+    Unauthorized,
+    Unsupported,
+)
+from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint
+
+TOOL_FLAGS: Final = "--enable-auto-tool-choice --tool-call-parser NAME"
+MAX_STOPS: Final = 4
+"""`VLLM_MAX_STOP_STRINGS`: more are refused by the server."""
+
+
+def stop_rule(stops: Sequence[str]) -> Rule:
+    """Up to four stop strings are the server's; of more, all are enforced on our side, too."""
+    if len(stops) <= MAX_STOPS and all(stops):
+        return Rule(wire="stop", value=list)
+    given = [stop for stop in stops if stop]
+    if len(given) <= MAX_STOPS:
+        return Rule(
+            outcome="translated",
+            wire="stop",
+            value=lambda _: given,
+            case="empty",
+            note="empty stop strings, which the server refuses, were left out",
+        )
+    return Rule(
+        outcome="emulated",
+        wire="stop",
+        value=lambda _: given[:MAX_STOPS],
+        case="many",
+        note=f"the server takes {MAX_STOPS}; the rest is enforced on the text by enginekit",
+    )
+
+
+SAMPLING: Final[Table] = {
+    "temperature": sent("temperature", 0, 2),
+    "top_p": sent("top_p", 0, 1, above=True),
+    "top_k": sent("top_k", -1),
+    "min_p": sent("min_p", 0, 1),
+    "typical_p": omitted("vLLM has no typical sampling"),
+    "seed": sent("seed", -(2**63), 2**63 - 1),
+    "max_tokens": sent("max_tokens", 1),
+    "min_tokens": sent("min_tokens", 0),
+    "stop": stop_rule,
+    "repetition_penalty": sent("repetition_penalty", 0, above=True),
+    "repetition_window": omitted("the penalty always looks at the whole text"),
+    "frequency_penalty": sent("frequency_penalty", -2, 2),
+    "presence_penalty": sent("presence_penalty", -2, 2),
+    "logit_bias": Rule(
+        outcome="translated",
+        wire="logit_bias",
+        value=lambda bias: {str(int(token)): float(by) for token, by in bias.items()},
+        note="token ids as the keys of an object",
+    ),
+    "ignore_eos": sent("ignore_eos"),
+    "mirostat": omitted("vLLM has no Mirostat"),
+    "mirostat_tau": omitted("vLLM has no Mirostat"),
+    "mirostat_eta": omitted("vLLM has no Mirostat"),
+    "logprobs": sent("logprobs"),
+    "top_logprobs": sent("top_logprobs", 0, 20),
+    "n": sent("n", 1, 16384),
+}
+"""The server checks these ranges itself; stated here, a wrong value costs no request."""
+
+
+# ---------------------------------------------------------------------------------- faults
+
+
+def _feature(name: str) -> Any:
+    return lambda fault, match: {"feature": name, "rule": f"vllm.{name}"}
+
+
+def missing_model(fault: Fault, match: re.Match[str] | None) -> Mapping[str, Any]:
+    """The name asked for, and those the server offers in its own message."""
+    offered = re.search(r"Valid aliases: (.+?)\.?$", fault.message)
+    near = tuple(name.strip() for name in offered[1].split(",")) if offered else ()
+    return {"model": match["model"] if match is not None else "", "near": near}
+
+
+FAULTS: Final[tuple[Case, ...]] = (
+    Case(
+        error=Overloaded,
+        name="queue",
+        status=(503,),
+        text="currently busy|queue",
+        facts=retry_facts,
+        says="its queue is full",
+    ),
+    Case(
+        error=ContextOverflow,
+        name="context",
+        text=r"maximum (?:context|model) length (?:is |of )(?P<limit>\d+)"
+        r"(?:.*?(?:contains at least|requested|contains|prompt of) (?P<requested>\d+))?",
+        facts=overflow_facts,
+        hint="shorten the conversation, or start the server with a larger --max-model-len",
+    ),
+    Case(
+        error=ContextOverflow,
+        name="max-tokens",
+        text=r"max_tokens=(?P<requested>\d+) cannot be greater than max_model_len=(?P<limit>\d+)",
+        facts=overflow_facts,
+        hint="ask for fewer tokens, or start the server with a larger --max-model-len",
+    ),
+    Case(
+        error=ContextOverflow,
+        name="context-param",
+        param="input_tokens",
+        facts=overflow_facts,
+        hint="shorten the conversation, or start the server with a larger --max-model-len",
+    ),
+    Case(
+        error=ModelNotFound,
+        name="model",
+        status=(404,),
+        text=r"the model `(?P<model>[^`]*)` does not exist",
+        facts=missing_model,
+    ),
+    Case(
+        error=Unsupported,
+        name="tools",
+        text="requires --(?:enable-auto-tool-choice|tool-call-parser)",
+        facts=_feature("tools"),
+        hint=f"start the server with {TOOL_FLAGS}",
+    ),
+    Case(
+        error=Unsupported,
+        name="images",
+        text="is not a multimodal model|does not support (?:image|multimodal)",
+        facts=_feature("images"),
+        hint="serve a model that sees",
+    ),
+    Case(
+        error=Unsupported,
+        name="infill",
+        text="suffix is (?:only|not) ",
+        facts=_feature("fim"),
+        hint="serve a model with fill-in-the-middle",
+    ),
+    Case(error=Unsupported, name="flag", status=(400,), text=r"requires --|does not support"),
+    Case(
+        error=EngineDied,
+        name="engine-dead",
+        status=(500,),
+        text="enginecore encountered|enginedead|cannot schedule new futures",
+        says="its engine is gone; the server ends by itself after this",
+        hint="look at the server's log and start it again",
+    ),
+    Case(error=Unauthorized, name="unauthorized", status=(401,)),
+    Case(
+        error=BadRequest,
+        name="schema",
+        status=(400,),
+        type="Bad Request",
+        says="the request's form",
+    ),
+    Case(error=EngineFault, name="fault", status=(500,)),
+)
+
+
+# ---------------------------------------------------------------------------------- requests
+
+
+class VLLMRequests(OpenAIEngine):
+    """An engine whose chat and completion bodies are vLLM's."""
+
+    sampling: ClassVar[Table] = SAMPLING
+    faults: ClassVar[tuple[Case, ...]] = FAULTS
+    policy: ClassVar[MessagePolicy] = MessagePolicy(
+        call_content="empty", reasoning="reasoning_content"
+    )
+
+    def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
+        return [ThinkSplitter, AnswerInReasoning]
+
+    def _prefill(self, draft: Draft, plan: Plan, notes: list[str]) -> None:
+        last = plan.messages[-1]
+        if last.role != "assistant" or last.tool_calls:
+            return
+        notes.append("the last assistant turn is continued")
+        draft.need("continue_final_message", True, note="else the turn would be closed")
+        draft.need("add_generation_prompt", False, note="goes with continue_final_message")
+
+    def _sampling(
+        self, draft: Draft, request: ChatRequest | CompletionRequest, plan: Plan
+    ) -> Table:
+        sampling = request.sampling
+        table = dict(self.sampling)
+        if sampling.top_logprobs is not UNSET and sampling.logprobs is UNSET:
+            table["top_logprobs"] = Rule(
+                outcome="translated",
+                wire="logprobs top_logprobs",
+                value=lambda top: {"logprobs": True, "top_logprobs": top},
+                low=0,
+                high=20,
+                note="the server wants logprobs switched on as well",
+            )
+        if sampling.stop is not UNSET:
+            stops = [stop for stop in sampling.stop if stop]
+            if len(stops) > MAX_STOPS:
+                plan.wraps.append(lambda inner: StopCutter(inner, stops))
+        if isinstance(request, CompletionRequest) and sampling.max_tokens is UNSET:
+            self._whole_context(draft, request.model)
+        return table
+
+    def _whole_context(self, draft: Draft, model: str) -> None:
+        """Completions stop after 16 tokens unless told otherwise: ask for the whole window.
+
+        The server cuts the number to what the prompt leaves.
+        """
+        card = self.facts.model(model) if self.facts is not None else None
+        window = card.context_window if card is not None else None
+        if window is None and self.facts is not None:
+            window = self.facts.context_window
+        if window is None:
+            draft.refuse(
+                "sampling.max_tokens",
+                "completions are cut after 16 tokens by default, and the context window is unknown",
+                case="unset",
+                hint="set max_tokens, or probe the server first",
+            )
+        draft.need(
+            "max_tokens",
+            window,
+            case="max_tokens.rest",
+            note="the rest of the context; the server's own default is 16 tokens",
+        )
+
+    def _request_id(self, draft: Draft, request_id: str) -> None:
+        draft.enter("request_id", "sent", {"request_id": request_id})
+
+    def _reasoning(self, draft: Draft, wish: bool | str, plan: Plan) -> None:
+        if isinstance(wish, bool):
+            # Templates disagree on the variable's name; one that is not used does no harm.
+            parts = {
+                "chat_template_kwargs.enable_thinking": wish,
+                "chat_template_kwargs.thinking": wish,
+            }
+            draft.enter("reasoning", "translated", parts, note="variables of the chat template")
+            return
+        levels = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+        if wish not in levels:
+            draft.invalid("reasoning", f"must be a bool or one of {', '.join(levels)}")
+        draft.enter(
+            "reasoning",
+            "translated",
+            {"reasoning_effort": wish},
+            case="level",
+            note="as reasoning_effort",
+        )
+
+    def _constrain(self, draft: Draft, constraint: Constraint, plan: Plan) -> None:
+        kind, value = constraint.kind, constraint.value
+        if kind not in ("regex", "choice", "grammar"):
+            super()._constrain(draft, constraint, plan)
+            return
+        inner = {kind: list(value) if kind == "choice" else value}
+        draft.enter(
+            "constraint",
+            "translated",
+            {"structured_outputs": inner},
+            case=kind,
+            note="as structured_outputs",
+        )
+
+    def _prompt(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
+        draft.enter("prompt", "sent", {"prompt": request.prompt})
+        if request.suffix is not None:
+            draft.enter("suffix", "sent", {"suffix": request.suffix})
+
+    def _echo(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
+        draft.enter("echo", "sent", {"echo": request.echo})
+
+    def _scalar(self, draft: Draft, name: str, value: Any) -> None:
+        if name == "keep_alive":
+            draft.omit(name, "the model is in memory as long as the server runs")
+        elif name == "context_window":
+            window = self.facts.context_window if self.facts is not None else None
+            if window is None or window < value:
+                draft.refuse(
+                    name,
+                    f"the window is set at launch and is {window or 'unknown'}",
+                    hint=f"start the server with --max-model-len {value}",
+                )
+            draft.enter(name, "translated", note=f"the server's window is {window} already")
+        elif name == "lora":
+            self._lora(draft, value)
+
+    def _lora(self, draft: Draft, value: Any) -> None:
+        """An adapter is a model of its own name."""
+        if not isinstance(value, str):
+            draft.refuse("lora", "an adapter is chosen by its name, and has no scale")
+        base, draft.body["model"] = draft.body["model"], value
+        entries = draft.receipt.entries
+        entries[:] = [
+            entry._replace(outcome="translated", note=f"the adapter's name stands for {base}")
+            if entry.field == "model"
+            else entry
+            for entry in entries
+        ]
+        draft.enter("lora", "translated", also="model", note="an adapter is a model of its own")
