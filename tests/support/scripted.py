@@ -76,7 +76,9 @@ REPLIES: tuple[Reply, ...] = (
     Reply(
         name="joke",
         when="'joke' in last and not bare",
-        text=('{"setup": "Why did the cat sit on the laptop?", "punchline": "To watch the mouse."}',),
+        text=(
+            '{"setup": "Why did the cat sit on the laptop?", "punchline": "To watch the mouse."}',
+        ),
     ),
 )
 
@@ -210,9 +212,7 @@ class _Vocabulary:
         return [self.take(letters(piece)) for piece in pieces]
 
 
-def script(
-    replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS
-) -> Script:
+def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) -> Script:
     """Lay out the chains."""
     marks = [f"<|{reply.name}|>" for reply in replies]
     marks += [f"<|{call.name}{form}|>" for call in calls for form in ("", "-bare")]
@@ -249,9 +249,7 @@ def script(
         tagged = "".join(f"<tool_call>\n{row}\n</tool_call>\n" for row in rows)
         chain(words.index[f"<|{call.name}|>"], words.cut(tagged), end)
         chain(words.index[f"<|{call.name}-bare|>"], words.cut(rows[0]), end)
-    return Script(
-        tuple(words.words), tuple(words.kinds), follow, _template(replies, calls)
-    )
+    return Script(tuple(words.words), tuple(words.kinds), follow, _template(replies, calls))
 
 
 _HEAD = r"""{{ bos_token }}{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}{% set bare = 'name of the function' in system %}{% if tools %}<|start_header_id|>system<|end_header_id|>
@@ -349,7 +347,11 @@ def write_gguf(
     out.add_add_bos_token(False)
     if template:
         out.add_chat_template(made.template)
-    names = {"embedding": "token_embd.weight", "output": "output.weight", "norm": "output_norm.weight"}
+    names = {
+        "embedding": "token_embd.weight",
+        "output": "output.weight",
+        "norm": "output_norm.weight",
+    }
     for name, tensor in tensors.items():
         full = names.get(name, f"blk.0.{name}.weight")
         if full not in omit:

@@ -338,6 +338,9 @@ class Server:
         while not self._stop.is_set():
             sock.settimeout(self._idle)
             try:
+                if reader.peek(1)[:1] == b"\x16":  # a TLS hello: real servers say 400 and close
+                    sock.sendall(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+                    return
                 seen = _read_request(reader, number)
             except TimeoutError:
                 seen = None

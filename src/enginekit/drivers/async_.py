@@ -442,12 +442,14 @@ class _Attempt:
         the request is sent once more on a new one.
         """
         request, target = self._request, self.call.target
-        site = request.site
+        site, headers = request.site, request.headers
         proxy = proxy_for(site, target.proxy)
         more: dict[str, Any] = {}
         if proxy is not None:
             self.proxy = proxy.url
             more = {"proxy": proxy.url, "proxy_headers": dict(proxy.headers)}
+            if not site.tls:  # aiohttp sends proxy_headers with CONNECT only
+                headers = headers | dict(proxy.headers)
         if site.tls or (proxy is not None and proxy.tls):
             more["ssl"] = _tls.context(target.ca_file, target.client_cert, target.verify)
         url = URL(site.origin + request.path, encoded=True)
@@ -462,7 +464,7 @@ class _Attempt:
                     request.method,
                     url,
                     data=_payload(request.body),
-                    headers=request.headers,
+                    headers=headers,
                     allow_redirects=False,
                     timeout=timeout,
                     **more,

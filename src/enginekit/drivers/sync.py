@@ -361,7 +361,7 @@ class _Attempt:
         self.deadline = time.monotonic() + budget
         self.proxy: str | None = None
         self._request = request
-        self._connect = connect_budget
+        self._connect = min(connect_budget, budget)
 
     def send(self, pool: Pool) -> tuple[Link, Incoming]:
         """Send the request and read the head of the answer.
@@ -398,11 +398,10 @@ class _Attempt:
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise self.error(TimeoutError())
-        budget = min(self._connect, left)
         try:
-            return connect(route, budget)
+            return connect(route, min(self._connect, left))
         except FOREIGN as error:
-            raise self._translate(error, "connect", budget) from error
+            raise self._translate(error, "connect", self._connect) from error
 
     def _exchange(self, link: Link, request: Outgoing) -> Incoming:
         link.wire.until(self.deadline)
