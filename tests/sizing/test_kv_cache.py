@@ -188,11 +188,18 @@ def test_vllm_never_divides_a_latent() -> None:
 def test_vllm_pool_tokens_are_whole_blocks_minus_the_null_block() -> None:
     spec = describe("llama3.1-8b")
     pool = vllm_pool(spec, 16000)
-    # H100, gpu_memory_utilization 0.9: 51.38 GiB were left for the cache; vLLM counts 420,896 tokens.
+    # 51.38 GiB were left for the cache on an H100 at utilization 0.9.
     available = round(51.38 * 2**30)
     assert pool.tokens(available) % 16 == 0
     assert pool.tokens(available) == (available // (131072 * 16) - 1) * 16
     assert pool.requests(available) == pytest.approx(available / (131072 * 16000), rel=0.001)
+
+
+def test_vllm_pool_tokens_of_a_windowed_model_are_for_full_requests() -> None:
+    spec = describe("gemma3-27b")
+    pool = vllm_pool(spec, 32768)
+    assert pool.request > pool.per_token * 32768
+    assert pool.tokens(3 * pool.request) == 3 * 32768
 
 
 def test_vllm_halves_a_quantized_cache() -> None:

@@ -235,10 +235,17 @@ class BlockPool:
     reason: str
 
     def tokens(self, available: int) -> int:
-        """Tokens that a pool of so many bytes holds; one block is vLLM's null block."""
+        """Tokens that a pool of so many bytes holds; one block is vLLM's null block.
+
+        With windows or recurrent state the figure is for requests of full length.
+        """
         block = self.per_token * self.block_tokens
-        if not block:
+        whole = -(-self.max_len // self.block_tokens) * block
+        if not self.request:
             return 0
+        if self.request != whole:
+            room = int(available * self.max_len / self.request)
+            return room // self.block_tokens * self.block_tokens
         return max(available // block - 1, 0) * self.block_tokens
 
     def requests(self, available: int) -> float:
