@@ -26,6 +26,7 @@ _BUILTIN: Mapping[str, str] = MappingProxyType(
         "llamacpp": "enginekit.engines.llamacpp:LlamaCpp",
         "ollama": "enginekit.engines.ollama:Ollama",
         "vllm": "enginekit.engines.vllm:VLLM",
+        "rayserve": "enginekit.engines.rayserve:RayServe",
     }
 )
 

@@ -191,6 +191,7 @@ class VLLMRequests(OpenAIEngine):
     policy: ClassVar[MessagePolicy] = MessagePolicy(
         call_content="empty", reasoning="reasoning_content"
     )
+    _window_hint: ClassVar[str] = "set max_tokens, or probe the server first"
 
     def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
         return [ThinkSplitter, AnswerInReasoning]
@@ -239,7 +240,7 @@ class VLLMRequests(OpenAIEngine):
                 "sampling.max_tokens",
                 "completions are cut after 16 tokens by default, and the context window is unknown",
                 case="unset",
-                hint="set max_tokens, or probe the server first",
+                hint=self._window_hint,
             )
         draft.need(
             "max_tokens",

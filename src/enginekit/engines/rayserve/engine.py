@@ -1,0 +1,210 @@
+"""The Ray Serve engine: vLLM's bodies through Ray's proxy, its readiness, models and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from enginekit.engine import Answer, Operation, Target
+from enginekit.engines import _openai_routes as routes
+from enginekit.engines._fault import Case, classify, read_fault
+from enginekit.engines._openai_decode import parse_json
+from enginekit.engines._params import Draft
+from enginekit.engines._vllm_wire import VLLMRequests
+from enginekit.engines.rayserve.facts import (
+    FAULTS,
+    NO_METRICS,
+    PROFILE,
+    facts_of,
+    model_cards,
+    undecorated,
+)
+from enginekit.errors import (
+    BadRequest,
+    EngineDied,
+    EngineError,
+    EngineKitError,
+    EngineLoading,
+    EngineTimeout,
+    ModelNotFound,
+    Overloaded,
+    Unreachable,
+    Unsupported,
+    describe_choices,
+)
+from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
+from enginekit.types import UNSET, ChatRequest, Embeddings, EmbedRequest, Message, Tool
+
+LISTED = 5.0
+"""Seconds `/v1/models` may take; while the ingress starts it hangs."""
+TRIAL = 2.0
+"""Seconds a probe waits for its one-token completion; a loading engine hangs."""
+READY = 10.0
+"""Seconds `ready()` waits for one token: the only sign that a replica generates."""
+
+
+class RayServe(VLLMRequests):
+    """A Ray Serve LLM ingress at one address.
+
+    Options (`[engines.rayserve.options]`): `probe_tools = true` lets `probe()` find out, by one
+    call of a single token, whether the model was deployed with a tool parser.
+    """
+
+    profile: ClassVar[EngineProfile] = PROFILE
+    dialect: ClassVar[str] = "rayserve"
+    faults: ClassVar[tuple[Case, ...]] = FAULTS
+    _window_hint: ClassVar[str] = "set max_tokens, or max_model_len in engine_kwargs"
+
+    # -- requests -----------------------------------------------------------------------
+
+    def failure(
+        self, status: int, headers: Mapping[str, str], body: bytes, *, path: str = ""
+    ) -> EngineKitError:
+        """The error that a refusal of the proxy, the ingress or the engine means."""
+        fault = read_fault(status, headers, body, path=path)
+        return classify(self, self.faults, undecorated(fault))
+
+    def _scalar(self, draft: Draft, name: str, value: Any) -> None:
+        if name == "context_window":
+            window = self.facts.context_window if self.facts is not None else None
+            if window is None or window < value:
+                draft.refuse(
+                    name,
+                    f"the window is set at deployment and is {window or 'unknown'}",
+                    hint=f"set max_model_len: {value} in engine_kwargs of the LLMConfig",
+                )
+        super()._scalar(draft, name, value)
+
+    def _lora(self, draft: Draft, value: Any) -> None:
+        """An adapter is the model `base:adapter`."""
+        if isinstance(value, str) and ":" not in value:
+            base = str(draft.body["model"]).partition(":")[0]
+            value = f"{base}:{value}"
+        super()._lora(draft, value)
+
+    # -- probing ------------------------------------------------------------------------
+
+    @classmethod
+    def recognise(cls, target: Target) -> Operation[bool]:
+        """Whether Ray's proxy answers `GET /-/routes`, also before any application is up."""
+        answer: Answer = yield cls(target).call("GET", "/-/routes")
+        if answer.status == 503:
+            return b"oute table is not populated" in answer.body
+        if not answer.ok:
+            return False
+        try:
+            value = parse_json(answer.body)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and all(str(path).startswith("/") for path in value)
+
+    def probe(self) -> Operation[ServerFacts]:
+        """Read `/v1/models`; learn vLLM's version from a completion of one token.
+
+        The completion may time out (the models are listed before the engine is loaded): then the
+        version stays unknown and a note says why.
+        """
+        listing = yield from routes.ask(self, "GET", "/v1/models", timeout=LISTED)
+        cards = model_cards(listing)
+        fingerprint: str | None = None
+        tools: bool | None = None
+        answered = True
+        if cards:
+            try:
+                reply = yield from self._one_token(cards[0].id, TRIAL)
+                fingerprint = reply.get("system_fingerprint")
+            except EngineTimeout:
+                answered = False
+            except EngineError:
+                pass
+        if cards and answered and self.options.get("probe_tools"):
+            tools = yield from self.takes_tools(cards[0].id)
+        return facts_of(listing, fingerprint=fingerprint, tools=tools, answered=answered)
+
+    def takes_tools(self, model: str) -> Operation[bool | None]:
+        """Whether the model has a tool parser, by a call of one token; None when unclear."""
+        trial = ChatRequest(
+            model=model, messages=(Message(role="user", content="hi"),), tools=(Tool(name="f"),)
+        )
+        body = {**self.encode(trial).call.json, "max_tokens": 1}
+        try:
+            yield from routes.ask(self, "POST", self.chat_path, body, timeout=60)
+        except Unsupported:
+            return False
+        except EngineError:
+            return None
+        return True
+
+    def _one_token(self, model: str, timeout: float) -> Operation[Mapping[str, Any]]:
+        body = {"model": model, "prompt": "a", "max_tokens": 1}
+        value = yield from routes.ask(self, "POST", self.completion_path, body, timeout=timeout)
+        return value if isinstance(value, Mapping) else {}
+
+    def ready(self, model: str) -> Operation[bool]:
+        """The model is listed, and one token of it comes within `READY` seconds.
+
+        `/-/healthz` and `/v1/models` say yes minutes before the engine is loaded, and go on saying
+        so when it has died: only a token proves anything. A full queue and a replica that is being
+        replaced are "not yet". Raises ModelNotFound for a name that is not listed.
+        """
+        try:
+            listing = yield from routes.ask(self, "GET", "/v1/models", timeout=LISTED)
+        except (Unreachable, EngineLoading, EngineTimeout):
+            return False
+        names = [card.id for card in model_cards(listing)]
+        if not names:
+            return False
+        base = model.partition(":")[0]
+        if model and model not in names and base not in names:
+            raise ModelNotFound(
+                f"{self.name} at {self.target.base_url} has no model {model!r}; "
+                f"it lists {', '.join(names)}",
+                hint="use one of the names it lists, or deploy the model",
+                engine=self.name,
+                url=self.target.base_url,
+                model=model,
+                near=describe_choices(names, model) or tuple(names[:3]),
+            )
+        try:
+            yield from self._one_token(model or names[0], READY)
+        except (Unreachable, EngineLoading, EngineTimeout, EngineDied, Overloaded):
+            return False
+        except (Unsupported, BadRequest):
+            # A pooling model has no completions: the engine itself answered, so it is up.
+            return True
+        return True
+
+    def models(self) -> Operation[tuple[ModelCard, ...]]:
+        """Every model that is configured."""
+        return model_cards((yield from routes.ask(self, "GET", "/v1/models", timeout=LISTED)))
+
+    # -- other routes -------------------------------------------------------------------
+
+    def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
+        """`/v1/embeddings`, of a model deployed for pooling."""
+        draft = Draft(self, request, self.dialect)
+        self._model(draft, request.model)
+        draft.enter("texts", "translated", {"input": list(request.texts)}, note="as input")
+        if request.dimensions is not UNSET:
+            draft.enter("dimensions", "sent", {"dimensions": request.dimensions})
+        if request.truncate:
+            draft.enter(
+                "truncate",
+                "translated",
+                {"truncate_prompt_tokens": -1},
+                note="to the model's limit",
+            )
+        if request.keep_alive is not UNSET:
+            self._scalar(draft, "keep_alive", request.keep_alive)
+        draft.options()
+        return (yield from routes.embed(self, request, draft))
+
+    def load_state(self) -> Operation[Load]:
+        """Refused: the ingress has no metrics."""
+        self.refuse(
+            "metrics",
+            "the ingress has none; replicas are measured by Ray's own exporter",
+            rule="rayserve.metrics",
+            hint=NO_METRICS,
+        )
+        yield  # makes this a generator
