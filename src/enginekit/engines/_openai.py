@@ -274,11 +274,10 @@ class OpenAIEngine(ToolSteps):
                 "asked for without streaming, because the server cannot stream this: "
                 "the answer comes in one piece"
             )
+        call = self.call("POST", plan.path, draft.body, framing="sse" if plan.stream else "json")
+        headers = self._headers(request)
         return Encoded(
-            call=replace(
-                self.call("POST", plan.path, draft.body, framing="sse" if plan.stream else "json"),
-                headers=self._headers(request),
-            ),
+            call=replace(call, headers=headers) if headers else call,
             receipt=draft.receipt,
             decoder=self._decoder_factory(plan, choices=_choices(draft.body), turn=turn),
         )

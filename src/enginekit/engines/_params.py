@@ -116,13 +116,13 @@ def refused(note: str, hint: str = "") -> Rule:
     return Rule(outcome="refused", note=note, hint=hint)
 
 
+_NAMES: Final = tuple(field.name for field in fields(Sampling))
+
+
 def set_fields(record: Any) -> dict[str, Any]:
     """The fields of a dataclass that the caller set, in declaration order."""
-    return {
-        field.name: value
-        for field in fields(record)
-        if (value := getattr(record, field.name)) is not UNSET
-    }
+    names = _NAMES if type(record) is Sampling else tuple(field.name for field in fields(record))
+    return {name: value for name in names if (value := getattr(record, name)) is not UNSET}
 
 
 class Draft:
@@ -163,7 +163,9 @@ class Draft:
         """
         for path, value in (parts or {}).items():
             self._place(path, value, field)
-        wire = " ".join((*(parts or ()), *also.split()))
+        wire = " ".join(parts or ())
+        if also:
+            wire = f"{wire} {also}" if wire else also
         self.receipt.entries.append(Entry(field, outcome, self.rule_id(field, case), wire, note))
 
     def need(self, path: str, value: Any, *, case: str = "", note: str = "") -> None:
@@ -203,7 +205,7 @@ class Draft:
     def rule_id(self, field: str, case: str = "") -> str:
         """`<dialect>.<field>[.<case>]`, the field without its `sampling.` prefix."""
         name = field.removeprefix("sampling.")
-        return f"{self._dialect}.{name}" + (f".{case}" if case else "")
+        return f"{self._dialect}.{name}.{case}" if case else f"{self._dialect}.{name}"
 
     # -- tables -------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class Draft:
         """Settle the sampling parameters, pin the rest if asked, and state server defaults."""
         values = set_fields(sampling)
         self.apply(table, values, "sampling.")
-        unset = [field.name for field in fields(Sampling) if field.name not in values]
+        unset = [name for name in _NAMES if name not in values]
         if self._request.defaults == "pinned":
             self._pin(table, unset)
             unset = [name for name in unset if self.receipt.outcome(f"sampling.{name}") is None]
@@ -239,8 +241,7 @@ class Draft:
             return
         self._check(field, rule, value)
         made = value if rule.value is None else rule.value(value)
-        paths = rule.wire.split()
-        parts = made if len(paths) > 1 else dict.fromkeys(paths, made)
+        parts = made if " " in rule.wire else {rule.wire: made} if rule.wire else {}
         self.enter(field, rule.outcome, parts, case=rule.case, note=rule.note)
 
     def _check(self, field: str, rule: Rule, value: Any) -> None:
@@ -278,8 +279,12 @@ class Draft:
     # -- the body -----------------------------------------------------------------------
 
     def _place(self, path: str, value: Any, field: str) -> None:
-        *parents, last = path.split(".")
         here = self.body
+        if "." not in path and path not in here:
+            here[path] = dict(value) if isinstance(value, dict) else value
+            self._claims[path] = field
+            return
+        *parents, last = path.split(".")
         for depth, key in enumerate(parents):
             step = here.setdefault(key, {})
             if not isinstance(step, dict):
