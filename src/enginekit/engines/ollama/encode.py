@@ -68,8 +68,14 @@ def encode_chat(engine: Engine, model: ModelFacts, request: ChatRequest, stream:
         )
     headers = _scalars(draft, request, plan)
     _messages(engine, draft, plan)
-    if not model.has("thinking") and "format" not in draft.body:
-        plan.wraps.append(ThinkSplitter)
+    if "format" not in draft.body:
+        if not model.has("thinking"):
+            plan.wraps.append(ThinkSplitter)
+    elif model.has("thinking"):
+        draft.receipt.notes.append(
+            "format holds only after the model has thought: an answer without thinking is checked "
+            "by enginekit, and the token counts leave the thinking out"
+        )
     return _finish(engine, draft, request, plan, headers, turn=len(request.messages))
 
 
@@ -226,7 +232,7 @@ def _honest(draft: Draft, extra: Mapping[str, Any]) -> None:
 def _too_long(engine: Engine, text: str, asked: Any, plan: Plan) -> None:
     """On a server that cannot be told to refuse: refuse what certainly does not fit.
 
-    A token is at most a word here, so words are a lower bound of tokens.
+    Tokenizers do not put several words into one token, so words are a lower bound of tokens.
     """
     if not older_than(engine.version, HONEST_SINCE):
         return

@@ -174,11 +174,6 @@ def shape_text(engine: Engine, draft: Draft, constraint: Constraint, plan: Plan)
         plan.wraps.append(LiftedString)
     else:
         draft.refuse("constraint", "it takes no grammar", case=kind, hint="use a JSON schema")
-    if plan.model.has("thinking"):
-        draft.receipt.notes.append(
-            "format holds only after the model has thought: an answer without thinking is checked "
-            "by enginekit, and the token counts leave the thinking out"
-        )
 
 
 def _anchored(pattern: str) -> str:
