@@ -269,7 +269,8 @@ def _read(remote: Remote, have: int, read_timeout: float) -> Iterator[tuple[byte
                 return
             if total is None:
                 total = remote.size
-            while block := response.read(_BLOCK):
+            # read1 and not read: what had come before a cut must not be lost with the exception.
+            while block := response.read1(_BLOCK):
                 yield block, offset
                 offset += len(block)
             if total is not None and offset < total:

