@@ -18,6 +18,7 @@ from llama_index.core.llms import ChatMessage, ChatResponse, CompletionResponse
 from llama_index.core.prompts import PromptTemplate
 from pydantic import BaseModel
 
+from enginekit.errors import Unsupported
 from enginekit.llama_index import EngineKitLLM
 from tests.langchain.wires import VLLM, WIRES
 from tests.llama_index.subjects import GREETING, THOUGHT, Subject, on_wire, tools
@@ -287,6 +288,20 @@ def test_the_limit_of_tokens_ends_a_reply_and_says_so(subject: Subject) -> None:
     response = subject.llm(max_tokens=4).chat(user("LONG"))
     assert response.raw["finish_reason"] == "length"
     assert response.raw["usage"]["completion_tokens"] >= 4
+
+
+def test_the_tokenizer_is_the_engines_own_or_refuses(subject: Subject) -> None:
+    tokenizer = subject.llm().tokenizer
+    if subject.wire is not None:
+        assert "EngineTokenizer" in repr(tokenizer)
+        if subject.wire.engine == "ollama":
+            with pytest.raises(Unsupported, match="tokenizer"):
+                tokenizer("Hello")
+        return
+    ids = tokenizer("Hello there!")
+    assert ids
+    assert all(type(token) is int for token in ids)
+    assert len(tokenizer("Hello there! Hello there!")) > len(ids)
 
 
 def test_the_contract_is_told_apart_by_engines() -> None:

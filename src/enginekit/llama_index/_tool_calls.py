@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole, ToolCallBlock
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.llms.utils import parse_partial_json
+from pydantic_core import from_json
 
 from enginekit.llama_index._errors import BadReply
 from enginekit.llama_index._replies import INVALID
@@ -141,7 +141,7 @@ def arguments_of(block: ToolCallBlock, problems: Mapping[str, str]) -> dict[str,
 def partial_arguments(text: str) -> dict[str, Any] | None:
     """What can be read of arguments that are still being written; None when nothing can."""
     try:
-        value = parse_partial_json(text) if text.strip() else {}
+        value = from_json(text, allow_partial="trailing-strings") if text.strip() else {}
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
