@@ -341,7 +341,7 @@ class Client:
                 route.others[model] = other
             route = other
         if not route.probed:
-            yield from probe_once(route)
+            yield from probe_once(route, budget=self.budgets.load)
         return route
 
     def _open(self, request: ChatRequest | CompletionRequest, *, stream: bool) -> Operation[Any]:

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from enginekit import registry
 from enginekit.config import Config, Setting
-from enginekit.engine import Blocking, Engine, Operation, Target
+from enginekit.engine import Blocking, Engine, Operation, Sleep, Target
 from enginekit.errors import (
     ConfigError,
     EngineKitError,
+    EngineLoading,
     NoEngine,
     Unreachable,
 )
@@ -166,6 +167,9 @@ def _named(
         lease = yield Blocking(
             function=_starter(config, wanted or embedded.DEFAULT_MODEL, progress, budget)
         )
+        template = config.value("chat_template")
+        if template:
+            options = {**options, "substituted_template": str(template)}
         engine = cls(
             Target(base_url=lease.base_url, headers=_bearer(lease.api_key), proxy=""),
             options=options,
@@ -195,11 +199,12 @@ def _starter(
     return start
 
 
-def probe_once(route: Route) -> Operation[None]:
+def probe_once(route: Route, *, budget: float) -> Operation[None]:
     """Let the engine ask its server what it is, once per process, address and model.
 
-    A probe that fails is not a call that fails: the facts stay unknown and the call itself will
-    say what is wrong.
+    A server that is loading is waited for, at most `budget` seconds: a request encoded without
+    facts could ask for what its template cannot do. Any other probe that fails is not a call that
+    fails: the facts stay unknown and the call itself will say what is wrong.
     """
     route.probed = True
     engine = route.engine
@@ -208,10 +213,19 @@ def probe_once(route: Route) -> Operation[None]:
     if cached is not None:
         engine.facts = cached
         return
-    try:
-        facts = yield from engine.probe()
-    except EngineKitError:
-        return
+    waited = 0.0
+    while True:
+        try:
+            facts = yield from engine.probe()
+            break
+        except EngineLoading:
+            pause = min(0.1 + waited / 4, 2.0)
+            if waited + pause > budget:
+                return
+            waited += pause
+            yield Sleep(seconds=pause)
+        except EngineKitError:
+            return
     if route.lease is not None:
         # A server from a wheel may not know its own build; the wheel's version says more.
         facts = replace(facts, version=f"xllamacpp {route.lease.version}")
