@@ -103,9 +103,7 @@ class FileServer:
         else:
             self._body(handler, served, headers.get("range", ""), cut)
 
-    def _plain(
-        self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str]
-    ) -> None:
+    def _plain(self, handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:
         handler.send_response(status)
         for name, value in {"Content-Length": "0", "Connection": "close", **headers}.items():
             handler.send_header(name, value)

@@ -3,109 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import io
 import json
-import os
-import random
-import signal
 import socket
-import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginekit.catalog import _hub, _index, sources
-from enginekit.catalog.sources import Pinned, parse_hub, resolve
+from enginekit.catalog.sources import parse_hub, resolve
 from enginekit.errors import DownloadError, DownloadTooLarge, ModelFileError, ModelNotFound
 
 from .fileserver import FileServer, Served
+from .tiny import DATA, ENTRY, SHA, WHEEL, WHEEL_DATA, cache, make_wheel, on_hub, on_index, server
 
-DATA = b"GGUF" + random.Random(2).randbytes(2_000_000)
-SHA = hashlib.sha256(DATA).hexdigest()
-MEMBER = "tiny_model/tiny.gguf"
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
-
-
-def make_wheel(data: bytes = DATA) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
-        bundle.writestr(MEMBER, data)
-        bundle.writestr("tiny_model-1.0.dist-info/METADATA", "Name: tiny-model\nVersion: 1.0\n")
-        bundle.writestr(
-            "tiny_model-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        bundle.writestr("tiny_model-1.0.dist-info/RECORD", "")
-    return buffer.getvalue()
-
-
-WHEEL_DATA = make_wheel()
-
-ENTRY = Pinned(
-    name="tiny",
-    title="Tiny",
-    license="MIT",
-    file="tiny.gguf",
-    size=len(DATA),
-    sha256=SHA,
-    aliases=("tiny:1",),
-    package="tiny-model",
-    package_version="1.0",
-    module="tiny_model",
-    member=MEMBER,
-    hub_repo="owner/tiny",
-    hub_file="tiny.gguf",
-)
-
-
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    server = FileServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FileServer) -> Path:
-    """An empty cache, an index and a Hub that have nothing yet, and no model but `tiny`."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("ENGINEKIT_CACHE_DIR", str(folder))
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_FIND_LINKS", f"{server.url}/links/")
-    monkeypatch.setattr(sources, "pinned", lambda: {"tiny": ENTRY})
-    # Patience is for real mirrors; a loaded test machine needs more than two seconds for pip.
-    monkeypatch.setattr(_index, "PATIENCE", 60.0)
-    return folder
-
-
-def on_index(server: FileServer, wheel: bytes = WHEEL_DATA, sha256: str = "") -> Served:
-    sha256 = sha256 or hashlib.sha256(wheel).hexdigest()
-    page = f'<a href="/files/{WHEEL}#sha256={sha256}">{WHEEL}</a>'
-    server.files["/links/"] = Served(page.encode(), headers={"Content-Type": "text/html"})
-    server.files[f"/files/{WHEEL}"] = Served(wheel)
-    return server.files[f"/files/{WHEEL}"]
-
-
-def on_hub(server: FileServer, data: bytes = DATA, revision: str = "main") -> Served:
-    path = f"/owner/tiny/resolve/{revision}/tiny.gguf"
-    server.files[path] = Served(
-        data,
-        head={
-            "x-linked-size": str(len(data)),
-            "x-linked-etag": f'"{hashlib.sha256(data).hexdigest()}"',
-            "x-repo-commit": revision,
-            "Location": "/elsewhere",
-        },
-    )
-    return server.files[path]
+__all__ = ["cache", "server"]
 
 
 class TestOnThisDisk:
@@ -182,7 +95,9 @@ class TestIndex:
         on_index(server).statuses = [403]
         found = resolve("tiny")
         assert found.path.read_bytes() == DATA
-        agents = [headers["user-agent"] for _, path, headers in server.requests if path.endswith("whl")]
+        agents = [
+            headers["user-agent"] for _, path, headers in server.requests if path.endswith("whl")
+        ]
         assert agents[-1].startswith("pip/")
 
     def test_a_wheel_in_a_local_folder(
@@ -297,7 +212,7 @@ class TestHub:
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         on_hub(server, revision="v2")
         resolve("hf://owner/tiny/tiny.gguf@v2")
-        method, _, headers = server.requests[-1]
+        _, _, headers = server.requests[-1]
         assert headers["authorization"] == "Bearer hf_secret"
 
     def test_a_wrong_file_name_gets_the_nearest(self, cache: Path, server: FileServer) -> None:
@@ -415,68 +330,6 @@ class TestNames:
                 text = path.read_text(encoding="utf-8").lower()
                 assert "pypi" not in text.replace("pypi.org/project", "")
                 assert "pythonhosted" not in text
-
-
-class TestProcesses:
-    """Several processes, and processes that end in the middle."""
-
-    @pytest.fixture(autouse=True)
-    def _processes(self) -> Iterator[None]:
-        self.started: list[subprocess.Popen[str]] = []
-        yield
-        for process in self.started:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
-
-    def start(self, cache: Path) -> subprocess.Popen[str]:
-        row: dict[str, Any] = dataclasses.asdict(ENTRY)
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("pull.py")), json.dumps(row)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=dict(os.environ),
-        )
-        self.started.append(process)
-        return process
-
-    def test_four_at_once_make_one_transfer_and_one_file(
-        self, cache: Path, server: FileServer
-    ) -> None:
-        on_index(server).pace = 0.01
-        started = [self.start(cache) for _ in range(4)]
-        told = [json.loads(p.communicate()[0].splitlines()[-1]) for p in started]
-        assert len({row["path"] for row in told}) == 1
-        assert Path(told[0]["path"]).read_bytes() == DATA
-        assert server.ranges(f"/files/{WHEEL}") == [""]
-        assert sorted(row["source"] for row in told)[0] == "the model cache"
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-    @pytest.mark.parametrize(
-        "number",
-        [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL],
-        ids=lambda number: number.name,
-    )
-    def test_ending_a_transfer_leaves_no_half_file_and_the_next_one_goes_on(
-        self, cache: Path, server: FileServer, number: signal.Signals
-    ) -> None:
-        served = on_index(server)
-        served.pace = 0.2
-        process = self.start(cache)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "bytes\n"
-        process.send_signal(number)
-        process.wait()
-        assert not list(cache.rglob("*.gguf"))
-        [part] = cache.rglob("*.part")
-        kept = part.stat().st_size
-        assert kept > 0
-        served.pace = 0.0
-        assert resolve("tiny").path.read_bytes() == DATA
-        assert server.ranges(f"/files/{WHEEL}")[-1] == f"bytes={kept}-"
-        assert not list(cache.rglob("*.part"))
 
 
 class TestPatience:

@@ -28,9 +28,7 @@ def main() -> None:
 
     say(step="starting", pid=os.getpid())
     try:
-        lease = acquire(
-            EmbeddedSpec(model_path=task["model"], **task.get("spec", {})), budget=100
-        )
+        lease = acquire(EmbeddedSpec(model_path=task["model"], **task.get("spec", {})), budget=100)
     except EngineKitError as error:
         say(
             step="failed",
@@ -66,7 +64,7 @@ def main() -> None:
 
 
 def stream(lease: object) -> None:
-    """Read an endless answer; say when it began and how it ended."""
+    """Read endless answers, one after the other; say when it began and how it broke off."""
     request = urllib.request.Request(
         lease.base_url + "/v1/chat/completions",  # type: ignore[attr-defined]
         data=json.dumps(
@@ -74,17 +72,19 @@ def stream(lease: object) -> None:
         ).encode(),
         headers={"Authorization": f"Bearer {lease.api_key}"},  # type: ignore[attr-defined]
     )
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            answer.readline()
-            say(step="streaming")
-            while answer.readline():
-                pass
-        say(step="ended", alive=lease.alive())  # type: ignore[attr-defined]
-    except OSError as error:
-        say(step="broken", error=type(error).__name__, alive=lease.alive())  # type: ignore[attr-defined]
-    except Exception as error:
-        say(step="broken", error=type(error).__name__, alive=lease.alive())  # type: ignore[attr-defined]
+    whole, error, told = True, "", False
+    while whole:
+        whole = False
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                while line := answer.readline():
+                    if not told:
+                        say(step="streaming")
+                        told = True
+                    whole = whole or line.startswith(b"data: [DONE]")
+        except Exception as cause:
+            error = type(cause).__name__
+    say(step="broken", error=error, alive=lease.alive())  # type: ignore[attr-defined]
 
 
 def fork(lease: object) -> None:

@@ -183,7 +183,9 @@ class TestSharing:
             [path] = runtime.glob("*.json")
             text = path.read_text()
             first = lease.pid
-        until(lambda: gone(first) and not path.exists(), "the server ends and takes its state along")
+        until(
+            lambda: gone(first) and not path.exists(), "the server ends and takes its state along"
+        )
         for stale in (text, "{", json.dumps({"url": 1})):
             path.write_text(stale)
             with acquire(EmbeddedSpec(model_path=scripted)) as lease:
@@ -291,16 +293,12 @@ class TestDeaths:
             os.kill(pid, signal.SIGKILL)
             assert owner.hear()["step"] == "broken"
             until(lambda: not lease.alive(), "the lease notices")
-            until(
-                lambda: "ended with code -9" in "".join(lease.last_words()), "the log says how"
-            )
+            until(lambda: "ended with code -9" in "".join(lease.last_words()), "the log says how")
             with acquire(EmbeddedSpec(model_path=scripted)) as again:
                 assert again.pid != pid
                 assert said(ask(again, "hi")).startswith("Hello")
 
-    def test_the_keeper_killed_takes_the_server_along(
-        self, runtime: Path, scripted: Path
-    ) -> None:
+    def test_the_keeper_killed_takes_the_server_along(self, runtime: Path, scripted: Path) -> None:
         with acquire(EmbeddedSpec(model_path=scripted)) as lease:
             [path] = runtime.glob("*.json")
             state = _share.State.read(path)
@@ -323,9 +321,7 @@ class TestFailures:
     def test_out_of_memory_is_named_with_the_log(
         self, runtime: Path, owners: Owners, smollm2: Path
     ) -> None:
-        owner = owners(
-            model=str(smollm2), spec={"context": 8192, "slots": 16}, limit=1_500_000_000
-        )
+        owner = owners(model=str(smollm2), spec={"context": 8192, "slots": 16}, limit=1_500_000_000)
         owner.hear()
         told = owner.hear()
         assert (told["kind"], told["cause"]) == ("LaunchError", "out of memory")
@@ -361,7 +357,10 @@ class TestFailures:
 
         spec = EmbeddedSpec(model_path=scripted)
         name = _share.key(spec, _platform.installed_version() or "")
-        with FileLock(runtime / f"{name}.lock"), pytest.raises(LaunchError, match="another process"):
+        with (
+            FileLock(runtime / f"{name}.lock"),
+            pytest.raises(LaunchError, match="another process"),
+        ):
             acquire(spec, budget=0.2)
 
     def test_progress_is_told_begin_and_end(self, runtime: Path, scripted: Path) -> None:

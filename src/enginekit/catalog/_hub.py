@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from enginekit.catalog.download import CONNECT_TIMEOUT, Remote, pool, within
+from enginekit.catalog.download import CONNECT_TIMEOUT, Remote, pool, proxy_for, within
 from enginekit.errors import DownloadError, ModelNotFound, describe_choices
 
 _PATIENCE = 15.0
@@ -213,8 +213,6 @@ def _request(method: str, url: str) -> tuple[int, dict[str, str], bytes]:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
         raise DownloadError("HF_HUB_OFFLINE is set, so the Hub is not asked")
     parts = urlsplit(url)
-    from enginekit.catalog.download import proxy_for
-
     if proxy_for(url) is None and not within(
         CONNECT_TIMEOUT,
         lambda: _ignore(lambda: socket.getaddrinfo(parts.hostname, parts.port or 443)),

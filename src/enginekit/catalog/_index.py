@@ -121,6 +121,7 @@ def fetch_member(
     size: int,
     sha256: str,
     target: Path,
+    wheel_size: int | None = None,
     label: str,
     progress: Progress,
 ) -> None:
@@ -141,7 +142,13 @@ def fetch_member(
         archive = kept
         try:
             fetch(
-                Remote(url=wheel.url, sha256=wheel.sha256, label=label, ca_file=_ca_file()),
+                Remote(
+                    url=wheel.url,
+                    size=wheel_size,
+                    sha256=wheel.sha256,
+                    label=label,
+                    ca_file=_ca_file(),
+                ),
                 archive,
                 progress=progress,
             )

@@ -25,6 +25,8 @@ from enginekit.errors import DownloadError
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
+    from enginekit.drivers._proxy import Proxy
+
 CONNECT_TIMEOUT = 2.0
 """Seconds an address may take to accept a connection before its source counts as unreachable."""
 READ_TIMEOUT = 30.0
@@ -330,7 +332,9 @@ def pool(url: str, ca_file: str | None = None) -> Iterator[PoolManager]:
     proxy = proxy_for(url)
     manager: PoolManager
     if proxy:
-        manager = urllib3.ProxyManager(proxy, ssl_context=context, maxsize=2)
+        manager = urllib3.ProxyManager(
+            proxy.url, proxy_headers=dict(proxy.headers), ssl_context=context, maxsize=2
+        )
     else:
         manager = urllib3.PoolManager(ssl_context=context, maxsize=2)
     try:
@@ -339,18 +343,13 @@ def pool(url: str, ca_file: str | None = None) -> Iterator[PoolManager]:
         manager.clear()
 
 
-def proxy_for(url: str) -> str | None:
-    """The proxy that `HTTP(S)_PROXY` and `NO_PROXY` name for this URL; never for loopback."""
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+def proxy_for(url: str) -> Proxy | None:
+    """The proxy the environment names for this URL; never for loopback."""
+    from enginekit.drivers import _proxy, _target
 
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if host == "localhost" or host == "::1" or host.startswith("127."):
-        return None
-    proxies = getproxies_environment()
-    if proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    site = _target.parse(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
+    return _proxy.proxy_for(site, None)
 
 
 def within(seconds: float, function: Callable[[], None]) -> bool:

