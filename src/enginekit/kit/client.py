@@ -23,13 +23,14 @@ from enginekit.errors import (
     EngineError,
     EngineKitError,
     NoEngine,
+    Unreachable,
     Unsupported,
 )
 from enginekit.facts.engine import Load, ModelCard, ServerFacts
 from enginekit.fallback import open_first
 from enginekit.kit import embedded
 from enginekit.kit.describe import Description, describe
-from enginekit.kit.route import Route, forget_route, probe_once, resolve
+from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve
 from enginekit.operations import Folder, open_reply
 from enginekit.types import (
     ChatRequest,
@@ -369,6 +370,8 @@ class Client:
         except EngineError as error:
             if not isinstance(error, Unsupported):
                 forget_route(route)
+            if isinstance(error, Unreachable):
+                raise explained(route, error) from error
             raise
         if route.notes:
             opened.receipt.notes.extend(route.notes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enginekit import registry
-from enginekit.engine import Engine, Gather, Operation, Target
+from enginekit.engine import Call, Engine, Gather, Operation, Target
 from enginekit.errors import EngineKitError
 from enginekit.facts.engine import ServerFacts
 
@@ -45,11 +45,13 @@ def identify(
                 return Found(url=target.base_url, asked=asked, engine=engine, why=str(error))
             engine.facts = facts
             return Found(url=target.base_url, asked=asked, engine=engine, facts=facts)
-    errors = [answer for answer in answers if isinstance(answer, EngineKitError)]
-    if len(errors) == len(answers) and errors:
-        return Found(url=target.base_url, asked=asked, why=str(errors[0]))
+    try:
+        yield Call(target=target, method="GET", path="/", framing="text", timeout=deadline)
+    except EngineKitError as error:
+        return Found(url=target.base_url, asked=asked, why=str(error))
+    kinds = ", ".join(asked)
     return Found(
-        url=target.base_url, asked=asked, why=f"something answers there but it is none of {asked}"
+        url=target.base_url, asked=asked, why=f"something answers there but it is none of {kinds}"
     )
 
 

@@ -49,6 +49,7 @@ class Route:
         lease: the hold on a server that enginekit itself started, or None.
         notes: for the receipt: where the model came from and so on.
         chosen: one sentence of why this engine, for people.
+        address: the setting that named the address; None for a server of our own.
     """
 
     engine: Engine
@@ -56,6 +57,7 @@ class Route:
     lease: embedded.Lease | None = None
     notes: tuple[str, ...] = ()
     chosen: str = ""
+    address: Setting | None = None
     probed: bool = False
     others: dict[str, Route] = field(default_factory=dict)
 
@@ -184,9 +186,12 @@ def _named(
         )
     url = config.for_engine("base_url", name) or _default_url(cls, name)
     engine = cls(target_for(config, name, url), options=options, name=name)
-    route = Route(engine=engine, model=wanted or "", chosen=chosen)
+    route = Route(engine=engine, model=wanted or "", chosen=chosen, address=url)
     if not wanted:
-        route.model = yield from _only_model(engine)
+        try:
+            route.model = yield from _only_model(engine)
+        except Unreachable as error:
+            raise explained(route, error) from error
     return route
 
 
@@ -230,6 +235,21 @@ def probe_once(route: Route, *, budget: float) -> Operation[None]:
         # A server from a wheel may not know its own build; the wheel's version says more.
         facts = replace(facts, version=f"xllamacpp {route.lease.version}")
     engine.facts = _facts[key] = facts
+
+
+def explained(route: Route, error: Unreachable) -> Unreachable:
+    """The same error with where the address came from and the command that starts such a server."""
+    if route.address is None or error.hint:
+        return error
+    engine = route.engine
+    start = engine.profile.start_command.format(model=route.model or "MODEL")
+    return Unreachable(
+        f"{engine.name} does not answer at {engine.target.base_url} "
+        f"(from {route.address.where}): {error.message}",
+        hint=f"start it: {start}" if start else None,
+        engine=engine.name,
+        url=engine.target.base_url,
+    )
 
 
 def forget_route(route: Route) -> None:
@@ -331,16 +351,7 @@ def _served(facts: ServerFacts | None) -> list[str]:
 
 def _only_model(engine: Engine) -> Operation[str]:
     """The model to use when none was named: the one that is loaded, or the only one there is."""
-    try:
-        cards = yield from engine.models()
-    except Unreachable as error:
-        raise NoEngine(
-            f"{engine.name} does not answer at {engine.target.base_url}: {error}",
-            hint=f"start it: {engine.profile.start_command.format(model='MODEL')}"
-            if engine.profile.start_command
-            else None,
-            tried=(engine.target.base_url,),
-        ) from error
+    cards = yield from engine.models()
     loaded = [card.id for card in cards if card.loaded]
     if len(loaded) == 1:
         return loaded[0]
