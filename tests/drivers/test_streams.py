@@ -191,10 +191,10 @@ def test_a_refusal_whose_body_never_ends_is_bounded(driver, server):
 
 
 def test_a_refusal_whose_body_stalls_is_told_all_the_same(driver, server, monkeypatch):
-    import enginekit.drivers.async_
+    import enginekit.drivers._async_send
     import enginekit.drivers.sync
 
-    monkeypatch.setattr(enginekit.drivers.async_, "REFUSAL_WAIT", 0.2)
+    monkeypatch.setattr(enginekit.drivers._async_send, "REFUSAL_WAIT", 0.2)
     monkeypatch.setattr(enginekit.drivers.sync, "REFUSAL_WAIT", 0.2)
     server.on(PATH, Reply(status=500, body=["half"], fault="silence"))
     with pytest.raises(EngineFault, match="half"):
@@ -372,3 +372,21 @@ def test_a_reply_whose_body_goes_on_after_its_end_does_not_keep_its_connection(d
     assert text_of(driver.read(driver.run(opening(toy(server.url))))) == "Hello"
     assert server.connections == 2
     assert server.wait_hung_up()
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+def test_a_reply_larger_than_every_buffer_arrives_whole_at_a_slow_reader(driver, server, framing):
+    """The async side pauses its transport when the reader lags, and must go on afterwards."""
+    many = [delta(f"{n:06d} " + "x" * 1000) for n in range(3000)]
+    server.on(PATH, sse(*many, STOP, DONE, framing=framing))
+    stream = driver.run(opening(toy(server.url), between_tokens=20.0))
+    threading.Event().wait(0.3)
+    chunks = driver.read(stream)
+    assert [chunk.text[:6] for chunk in chunks if chunk.text] == [f"{n:06d}" for n in range(3000)]
+
+
+def test_thousands_of_tiny_http_chunks_arrive_whole(driver, server):
+    body = sse(*[delta(str(n)) for n in range(300)], STOP, DONE).payload
+    server.on(PATH, Reply(body=[bytes([byte]) for byte in body]))
+    stream = driver.run(opening(toy(server.url), between_tokens=20.0))
+    assert text_of(driver.read(stream)) == "".join(map(str, range(300)))

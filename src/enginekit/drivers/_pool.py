@@ -121,15 +121,18 @@ class Pool:
         if not answer.keep or (answer.over and not answer.reusable) or link.pid != os.getpid():
             link.close()
             return
+        now = time.monotonic()
         link.used += 1
-        link.idle_since = time.monotonic()
+        link.idle_since = now
         link.last = None if answer.over else answer
         with self._lock:
             links = self._idle.setdefault(link.route, [])
-            if len(links) < MAX_IDLE:
-                links.append(link)
-                return
-        link.close()
+            links.append(link)
+            # The first has been idle for longest.
+            full = len(links) > MAX_IDLE or now - links[0].idle_since > MAX_IDLE_SECONDS
+            oldest = links.pop(0) if full else None
+        if oldest is not None:
+            oldest.close()
 
     def clear(self) -> None:
         """Close every idle connection."""

@@ -26,6 +26,7 @@ RETURN_WAIT = 0.25
 CONNECT = Budgets().connect
 """Seconds to connect within, for a whole answer."""
 
+_write_json = json.JSONEncoder(allow_nan=False).encode
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -54,14 +55,19 @@ def prepare(call: Call) -> Outgoing:
     body = None
     if call.json is not None:
         try:
-            body = json.dumps(call.json, allow_nan=False).encode()
+            body = _write_json(call.json).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(
                 f"the request cannot be written as JSON: {error}", url=call.target.base_url
             ) from error
         headers.setdefault("content-type", "application/json")
-    path = quote(site.prefix + call.path, safe="/?&=%:@!$'()*+,;~-._[]")
+    path = _encoded(site.prefix + call.path)
     return Outgoing(site=site, method=call.method, path=path, headers=headers, body=body)
+
+
+@lru_cache(maxsize=1024)
+def _encoded(path: str) -> str:
+    return quote(path, safe="/?&=%:@!$'()*+,;~-._[]")
 
 
 @lru_cache(maxsize=256)

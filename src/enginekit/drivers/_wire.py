@@ -97,6 +97,14 @@ class Wire:
         start, self._position = self._position, end + 1
         return self._buffer[start:end].removesuffix(b"\r")
 
+    def peek(self) -> tuple[bytes, int]:
+        """The buffer and where its unread part begins."""
+        return self._buffer, self._position
+
+    def skip_to(self, position: int) -> None:
+        """Count what comes before `position` in the buffer as read."""
+        self._position = position
+
     def take(self, most: int) -> bytes:
         """At most `most` bytes of the buffer; all of it when negative."""
         start = self._position
@@ -231,31 +239,51 @@ class Incoming:
         wire = self.wire
         out: list[bytes] = []
         while True:
-            if self._state == 1:
-                data = wire.take(self._left)
-                if data:
-                    out.append(data)
-                    self._left -= len(data)
-                    if self._left == 0:
-                        self._state = 2
-                    continue
-            elif (line := wire.line()) is not None:
-                if self._state == 0:
-                    self._left = _chunk_size(line)
-                    self._state = 1 if self._left else 3
-                elif self._state == 2:
-                    if line:
-                        raise NotHTTPError("a chunk is longer than it says")
-                    self._state = 0
-                elif not line:
-                    self.over = True
-                    break
-                continue
-            if out:
+            self._state = self._take_chunks(out)
+            if out or self.over:
                 break
             if not wire.fill():
                 raise EndedEarlyError("the connection ended inside a chunked body")
         return b"".join(out) if len(out) != 1 else out[0]
+
+    def _take_chunks(self, out: list[bytes]) -> int:
+        """Move the chunks of the buffer to `out`; returns the state at the buffer's end."""
+        wire = self.wire
+        buffer, at = wire.peek()
+        end = len(buffer)
+        state, left = self._state, self._left
+        while True:
+            if state == 1:
+                stop = at + left
+                if stop > end:
+                    if at < end:
+                        out.append(buffer[at:])
+                        left = stop - end
+                        at = end
+                    break
+                out.append(buffer[at:stop])
+                at = stop
+                state = 2
+            line_end = buffer.find(b"\n", at)
+            if line_end < 0:
+                if end - at > _MAX_LINE:
+                    raise NotHTTPError("a line between chunks is longer than 64 KiB")
+                break
+            line = buffer[at:line_end]
+            at = line_end + 1
+            if state == 2:
+                if line not in (b"\r", b""):
+                    raise NotHTTPError("a chunk is longer than it says")
+                state = 0
+            elif state == 0:
+                left = _chunk_size(line)
+                state = 1 if left else 3
+            elif line in (b"\r", b""):
+                self.over = True
+                break
+        self._left = left
+        wire.skip_to(at)
+        return state
 
     def ended_by_now(self) -> bool:
         """Whether the body's end is here and the connection reusable, without waiting for it."""
@@ -269,11 +297,13 @@ class Incoming:
 
 
 def _chunk_size(line: bytes) -> int:
-    digits = line.partition(b";")[0].strip()
     try:
-        size = int(digits, 16)
+        # int() also takes signs, underscores and blanks, which no server sends.
+        size = int(line, 16)
     except ValueError:
         size = -1
-    if size < 0 or not digits.isalnum():
+        if b";" in line:
+            return _chunk_size(line.partition(b";")[0])
+    if size < 0:
         raise NotHTTPError(f"chunk size {line[:40].decode('latin-1')!r}")
     return size

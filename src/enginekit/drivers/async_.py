@@ -13,40 +13,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import io
-import math
 import threading
-import weakref
-from collections.abc import AsyncIterator, Callable
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
-from yarl import URL
-
-from enginekit.drivers import _errors, _session, _tls
+from enginekit.drivers import _session
+from enginekit.drivers._async_send import (
+    FOREIGN,
+    Attempt,
+    Within,
+    headers_of,
+    read_all,
+    read_refusal,
+)
+from enginekit.drivers._async_stream import AsyncStream
 from enginekit.drivers._gather import late, release
-from enginekit.drivers._proxy import proxy_for
-from enginekit.drivers._reading import Reading, inflated
+from enginekit.drivers._reading import inflated
 from enginekit.drivers._request import (
     CONNECT,
     MAX_ANSWER,
-    MAX_REFUSAL,
-    REFUSAL_WAIT,
-    RETURN_WAIT,
-    Outgoing,
     first_wait,
     prepare,
     redirected,
     refused,
 )
-from enginekit.drivers._session import Loops, Sent, Sessions
+from enginekit.drivers._session import Loops
 from enginekit.engine import (
     Answer,
     Blocking,
     Call,
-    Encoded,
     Gather,
     Open,
     Operation,
@@ -54,20 +49,12 @@ from enginekit.engine import (
 )
 from enginekit.errors import (
     EngineKitError,
-    EngineTimeout,
     MalformedReply,
-    Phase,
-    StreamTruncated,
-    Unreachable,
 )
-from enginekit.types import Chunk, Receipt
 
 _T = TypeVar("_T")
 
-FOREIGN = (OSError, aiohttp.ClientError, HttpProcessingError, UnicodeError)
-"""What may come out of the socket layer and aiohttp; `_errors` turns each into one of ours."""
-
-_LARGE_BODY = 1 << 20
+__all__ = ["FOREIGN", "AsyncDriver", "AsyncStream", "default"]
 
 
 class AsyncDriver:
@@ -108,7 +95,7 @@ class AsyncDriver:
             return value
         except BaseException:
             for stream in opened:
-                stream._give_up(keep=False)
+                stream.give_up(keep=False)
             raise
         finally:
             operation.close()
@@ -163,15 +150,15 @@ class AsyncDriver:
     async def _call(self, call: Call) -> Answer:
         request = prepare(call)
         sessions = await self._loops.current()
-        attempt = _Attempt(call, request, "", "whole reply", call.timeout, CONNECT)
-        async with _within(attempt), sessions.slots:
+        attempt = Attempt(call, request, "", "whole reply", call.timeout, CONNECT)
+        async with Within(attempt), sessions.slots:
             response = await attempt.send(sessions)
             try:
-                headers = _headers(response)
+                headers = headers_of(response)
                 if 300 <= response.status < 400:
                     raise redirected(call, response.status, headers)
                 try:
-                    body = await _read_all(response, MAX_ANSWER)
+                    body = await read_all(response, MAX_ANSWER)
                 except FOREIGN as error:
                     raise attempt.cut(error) from error
                 if body is None:
@@ -194,18 +181,18 @@ class AsyncDriver:
         phase, budget = first_wait(call, budgets)
         request = prepare(call)
         sessions = await self._loops.current()
-        attempt = _Attempt(call, request, engine.name, phase, budget, budgets.connect)
+        attempt = Attempt(call, request, engine.name, phase, budget, budgets.connect)
         stream: AsyncStream | None = None
-        async with _within(attempt):
+        async with Within(attempt):
             await sessions.slots.acquire()
             try:
                 response = await attempt.send(sessions)
                 try:
-                    headers = _headers(response)
+                    headers = headers_of(response)
                     if 300 <= response.status < 400:
                         raise redirected(call, response.status, headers, engine.name)
                     if not 200 <= response.status < 300:
-                        body = await _refusal(response)
+                        body = await read_refusal(response)
                         with contextlib.suppress(EngineKitError):
                             body = inflated(headers, body, call.target.base_url)
                         raise refused(engine, call, response.status, headers, body)
@@ -218,346 +205,8 @@ class AsyncDriver:
             finally:
                 if stream is None:
                     sessions.slots.release()
-            await stream._start()
+            await stream.start()
         return stream
-
-
-class AsyncStream(AsyncIterator[Chunk]):
-    """A reply as it comes: iterate over its chunks with `async for`; the last one carries `end`.
-
-    The first chunk is decoded already. Iterating raises EngineTimeout when the wait between tokens
-    runs out, StreamTruncated when the reply is cut, and whatever the engine reports inside it.
-    Cancelling a task that waits here hangs up.
-    """
-
-    def __init__(
-        self,
-        sessions: Sessions,
-        response: aiohttp.ClientResponse,
-        encoded: Encoded,
-        headers: dict[str, str],
-        attempt: _Attempt,
-        between: float,
-    ) -> None:
-        self._reading = Reading(encoded, headers)
-        self._ready = self._reading.ready
-        self.encoded = encoded
-        self._content = response.content
-        self._attempt = attempt
-        self._between = between
-        self._sessions = sessions
-        self._deadline = math.inf
-        self._expired = False
-        self._watchdog: asyncio.TimerHandle | None = None
-        self._closed_by: Any = None
-        self._response: aiohttp.ClientResponse | None = response
-        sessions.streaming.add(response)
-
-    @property
-    def receipt(self) -> Receipt:
-        """What became of each field of the request."""
-        return self.encoded.receipt
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has been given up; chunks may still be waiting to be read."""
-        return self._response is None
-
-    def __aiter__(self) -> AsyncStream:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        if self._ready:
-            return self._ready.popleft()
-        return await self._next()
-
-    async def _next(self) -> Chunk:
-        reading = self._reading
-        while not self._ready:
-            if reading.over:
-                if reading.failure is not None:
-                    raise reading.failure
-                raise StopAsyncIteration
-            if self._response is None:
-                if self._closed_by is asyncio.current_task():
-                    raise StopAsyncIteration
-                reading.abort(Unreachable("another task closed the stream"))
-            else:
-                await self._wait()
-        return self._ready.popleft()
-
-    async def _wait(self) -> None:
-        """Wait for the next chunk, for `between_tokens` seconds from now."""
-        attempt = self._attempt
-        if attempt.phase == "first token":
-            attempt.phase, attempt.budget = "between tokens", self._between
-        if attempt.phase == "between tokens":
-            loop = self._sessions.loop
-            self._deadline = loop.time() + self._between
-            if self._watchdog is None:
-                self._watchdog = loop.call_at(
-                    self._deadline, _watch, weakref.ref(self), loop, self._between
-                )
-        while not self._ready and not self._reading.over:
-            await self._read()
-        self._deadline = math.inf
-
-    async def _read(self) -> None:
-        """One read and what it decodes to; gives up the connection when the reply is over."""
-        reading = self._reading
-        try:
-            data = await self._content.readany()
-        except asyncio.CancelledError:
-            self._give_up(keep=False)
-            raise
-        except FOREIGN as error:
-            reading.abort(self._transport_error(error))
-        else:
-            reading.feed(data)
-        if reading.over:
-            self._give_up(keep=reading.failure is None)
-
-    def _transport_error(self, error: BaseException) -> EngineKitError:
-        if self._expired:
-            return self._attempt.error(TimeoutError())
-        if self._closed_by is not None:
-            return Unreachable("another task closed the stream")
-        return self._attempt.error(error)
-
-    async def _start(self) -> None:
-        """Read until the first chunk that carries something. Raises what prevents it."""
-        reading = self._reading
-        try:
-            while not reading.started:
-                if reading.over:
-                    if reading.failure is not None:
-                        raise reading.failure
-                    return
-                await self._read()
-        except BaseException:
-            self._give_up(keep=False)
-            raise
-
-    def _expire(self) -> None:
-        self._expired = True
-        if self._response is not None:
-            self._response.close()
-
-    def _give_up(self, *, keep: bool) -> None:
-        response, self._response = self._response, None
-        if response is None:
-            return
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-        self._sessions.slots.release()
-        self._sessions.streaming.discard(response)
-        if keep:
-            self._sessions.finish(response, RETURN_WAIT)
-        else:
-            response.close()
-
-    async def aclose(self) -> None:
-        """Hang up; the server stops generating. Does nothing when the reply is over.
-
-        Chunks that were decoded already can still be read.
-        """
-        if self._response is not None:
-            self._closed_by = asyncio.current_task()
-            self._give_up(keep=False)
-
-    async def __aenter__(self) -> AsyncStream:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    def __del__(self) -> None:
-        response = getattr(self, "_response", None)
-        if response is None:
-            return
-        loop = self._sessions.loop
-        if loop.is_closed():
-            return
-        # Garbage may be collected in any thread.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_drop, self._sessions, response, self._watchdog)
-
-
-def _drop(
-    sessions: Sessions, response: aiohttp.ClientResponse, watchdog: asyncio.TimerHandle | None
-) -> None:
-    if watchdog is not None:
-        watchdog.cancel()
-    sessions.slots.release()
-    sessions.streaming.discard(response)
-    response.close()
-
-
-def _watch(
-    reference: weakref.ref[AsyncStream], loop: asyncio.AbstractEventLoop, between: float
-) -> None:
-    """One timer a stream: it fires at most once per `between` seconds and moves with the deadline."""
-    stream = reference()
-    if stream is None or stream.closed:
-        return
-    now = loop.time()
-    if now >= stream._deadline:
-        stream._expire()
-        return
-    again = min(stream._deadline, now + between)
-    stream._watchdog = loop.call_at(again, _watch, reference, loop, between)
-
-
-class _Attempt:
-    """One request under way: its budget, and what errors mean at this point."""
-
-    __slots__ = ("_connect", "_request", "budget", "call", "engine", "phase", "proxy")
-
-    def __init__(
-        self,
-        call: Call,
-        request: Outgoing,
-        engine: str,
-        phase: Phase,
-        budget: float,
-        connect_budget: float,
-    ) -> None:
-        self.call = call
-        self.engine = engine
-        self.phase: Phase = phase
-        self.budget = budget
-        self.proxy: str | None = None
-        self._request = request
-        self._connect = min(connect_budget, budget)
-
-    async def send(self, sessions: Sessions) -> aiohttp.ClientResponse:
-        """Send the request; returns once the head of the answer is there.
-
-        On a connection that had been idle and turns out to be dead before any byte of the answer,
-        the request is sent once more on a new one.
-        """
-        request, target = self._request, self.call.target
-        site, headers = request.site, request.headers
-        proxy = proxy_for(site, target.proxy)
-        more: dict[str, Any] = {}
-        if proxy is not None:
-            self.proxy = proxy.url
-            more = {"proxy": proxy.url, "proxy_headers": dict(proxy.headers)}
-            if not site.tls:  # aiohttp sends proxy_headers with CONNECT only
-                headers = headers | dict(proxy.headers)
-        if site.tls or (proxy is not None and proxy.tls):
-            more["ssl"] = _tls.context(target.ca_file, target.client_cert, target.verify)
-        url = URL(site.origin + request.path, encoded=True)
-        timeout = aiohttp.ClientTimeout(total=None, connect=self._connect)
-        session = sessions.to(site)
-        repeated = False
-        while True:
-            note = Sent(fresh=repeated)
-            token = _session.sent.set(note)
-            try:
-                return await session.request(
-                    request.method,
-                    url,
-                    data=_payload(request.body),
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=timeout,
-                    **more,
-                )
-            except FOREIGN as error:
-                if note.stale and not repeated and self._broken(error):
-                    repeated = True
-                    continue
-                if note.connected:
-                    raise self.error(error) from error
-                raise self._translate(error, "connect", self._connect) from error
-            finally:
-                _session.sent.reset(token)
-
-    @staticmethod
-    def _broken(error: BaseException) -> bool:
-        return _errors.meaning(error, _errors.aiohttp_table()) == "unreachable"
-
-    def error(self, error: BaseException) -> EngineKitError:
-        """What an exception of the transport means now."""
-        return self._translate(error, self.phase, self.budget)
-
-    def cut(self, error: BaseException) -> EngineKitError:
-        """What an exception inside a whole answer's body means."""
-        ours = self.error(error)
-        if isinstance(ours, EngineTimeout | MalformedReply):
-            return ours
-        return StreamTruncated(
-            f"the answer of {self.call.target.base_url}{self.call.path} was cut: {error}",
-            engine=self.engine,
-            url=self.call.target.base_url,
-        )
-
-    def _translate(self, error: BaseException, phase: Phase, budget: float) -> EngineKitError:
-        return _errors.translate(
-            error,
-            _errors.aiohttp_table(),
-            url=self.call.target.base_url,
-            engine=self.engine,
-            phase=phase,
-            budget=budget,
-            proxy=self.proxy,
-        )
-
-
-@contextlib.asynccontextmanager
-async def _within(attempt: _Attempt) -> AsyncIterator[None]:
-    """The attempt's budget as a deadline; its end is raised as our EngineTimeout."""
-    limit = asyncio.timeout(attempt.budget)
-    try:
-        async with limit:
-            yield
-    except TimeoutError as error:
-        if limit.expired() and not isinstance(error, EngineKitError):
-            raise attempt.error(TimeoutError()) from None
-        raise
-
-
-def _payload(body: bytes | None) -> Any:
-    # aiohttp warns of large bodies given as bytes, for it would send them in one piece.
-    return io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY else body
-
-
-def _headers(response: aiohttp.ClientResponse) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for name, value in response.headers.items():
-        name = name.lower()
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
-
-
-async def _read_all(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
-    """The whole body, or None when it is larger than `limit`."""
-    parts: list[bytes] = []
-    size = 0
-    while data := await response.content.readany():
-        parts.append(data)
-        size += len(data)
-        if size > limit:
-            return None
-    return b"".join(parts)
-
-
-async def _refusal(response: aiohttp.ClientResponse) -> bytes:
-    """What comes of a refusal's body, within bounds."""
-    parts: list[bytes] = []
-    size = 0
-    with contextlib.suppress(*FOREIGN):
-        async with asyncio.timeout(REFUSAL_WAIT):
-            while size < MAX_REFUSAL and (data := await response.content.readany()):
-                parts.append(data)
-                size += len(data)
-    return b"".join(parts)
 
 
 async def in_thread(function: Callable[[], Any]) -> Any:

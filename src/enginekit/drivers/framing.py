@@ -118,6 +118,8 @@ def _data_of(block: bytes) -> bytes | None:
         if line.startswith(b"data:"):
             value = line[5:]
             lines.append(value[1:] if value[:1] == b" " else value)
+        elif line == b"data":
+            lines.append(b"")
     return b"\n".join(lines) if lines else None
 
 

@@ -14,33 +14,27 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, TypeVar
 
-from urllib3.exceptions import HTTPError
-
-from enginekit.drivers import _errors, _gather
-from enginekit.drivers._errors import NotHTTPError
-from enginekit.drivers._pool import Link, Pool, Route, connect
-from enginekit.drivers._reading import Reading, inflated
+from enginekit.drivers import _gather
+from enginekit.drivers._pool import Pool
+from enginekit.drivers._reading import inflated
 from enginekit.drivers._request import (
     CONNECT,
     MAX_ANSWER,
     MAX_REFUSAL,
     REFUSAL_WAIT,
-    Outgoing,
     first_wait,
     prepare,
     redirected,
     refused,
 )
-from enginekit.drivers._wire import Incoming
+from enginekit.drivers._sync_send import FOREIGN, Attempt, read_all
+from enginekit.drivers._sync_stream import SyncStream
 from enginekit.engine import (
     Answer,
     Blocking,
     Call,
-    Encoded,
     Gather,
     Open,
     Operation,
@@ -48,18 +42,12 @@ from enginekit.engine import (
 )
 from enginekit.errors import (
     EngineKitError,
-    EngineTimeout,
     MalformedReply,
-    Phase,
-    StreamTruncated,
-    Unreachable,
 )
-from enginekit.types import Chunk, Receipt
 
 _T = TypeVar("_T")
 
-FOREIGN = (OSError, NotHTTPError, HTTPError, UnicodeError)
-"""What may come out of the socket layer and urllib3; `_errors` turns each into one of ours."""
+__all__ = ["FOREIGN", "SyncDriver", "SyncStream", "default"]
 
 
 class SyncDriver:
@@ -137,13 +125,13 @@ class SyncDriver:
     def _call(self, call: Call, until: _gather.Until | None) -> Answer:
         budget = call.timeout if until is None else min(call.timeout, until.left)
         request = prepare(call)
-        attempt = _Attempt(call, request, "", "whole reply", budget, CONNECT)
+        attempt = Attempt(call, request, "", "whole reply", budget, CONNECT)
         link, answer = attempt.send(self._pool)
         try:
             if 300 <= answer.status < 400:
                 raise redirected(call, answer.status, answer.headers)
             try:
-                body = _read_all(answer, MAX_ANSWER)
+                body = read_all(answer, MAX_ANSWER)
             except FOREIGN as error:
                 raise attempt.cut(error) from error
             if body is None:
@@ -166,7 +154,7 @@ class SyncDriver:
         phase, budget = first_wait(call, budgets)
         if until is not None:
             budget = min(budget, until.left)
-        attempt = _Attempt(call, prepare(call), engine.name, phase, budget, budgets.connect)
+        attempt = Attempt(call, prepare(call), engine.name, phase, budget, budgets.connect)
         link, answer = attempt.send(self._pool)
         stream: SyncStream | None = None
         try:
@@ -176,296 +164,16 @@ class SyncDriver:
                 link.wire.until(min(attempt.deadline, time.monotonic() + REFUSAL_WAIT))
                 body = b""
                 with contextlib.suppress(*FOREIGN):
-                    body = _read_all(answer, MAX_REFUSAL, keep_partial=True) or b""
+                    body = read_all(answer, MAX_REFUSAL, keep_partial=True) or b""
                 with contextlib.suppress(EngineKitError):
                     body = inflated(answer.headers, body, call.target.base_url)
                 raise refused(engine, call, answer.status, answer.headers, body)
             stream = SyncStream(self._pool, link, answer, encoded, attempt, budgets.between_tokens)
-            stream._start()
+            stream.start()
             return stream
         finally:
             if stream is None:
                 self._pool.give(link, answer) if answer.over else link.close()
-
-
-class SyncStream(Iterator[Chunk]):
-    """A reply as it comes: iterate over its chunks; the last one carries `end`.
-
-    The first chunk is decoded already. Iterating raises EngineTimeout when the wait between tokens
-    runs out, StreamTruncated when the reply is cut, and whatever the engine reports inside it.
-    May be closed from another thread: a reader that waits then gets StreamTruncated at once.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        link: Link,
-        answer: Incoming,
-        encoded: Encoded,
-        attempt: _Attempt,
-        between: float,
-    ) -> None:
-        self.encoded = encoded
-        self._link: Link | None = link
-        self._pool = pool
-        self._answer = answer
-        self._attempt = attempt
-        self._between = between
-        self._reading = Reading(encoded, answer.headers)
-        self._ready = self._reading.ready
-        self._reads = threading.Lock()
-        self._hands_over = threading.Lock()
-        self._closed_by: int | None = None
-
-    @property
-    def receipt(self) -> Receipt:
-        """What became of each field of the request."""
-        return self.encoded.receipt
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has been given up; chunks may still be waiting to be read."""
-        return self._link is None
-
-    def __iter__(self) -> SyncStream:
-        return self
-
-    def __next__(self) -> Chunk:
-        if self._ready:
-            return self._ready.popleft()
-        return self._next()
-
-    def _next(self) -> Chunk:
-        reading = self._reading
-        with self._reads:
-            while not self._ready:
-                if reading.over:
-                    if reading.failure is not None:
-                        raise reading.failure
-                    raise StopIteration
-                if self._link is None:
-                    if self._closed_by == threading.get_ident():
-                        raise StopIteration
-                    reading.abort(Unreachable("another thread closed the stream"))
-                else:
-                    self._wait()
-        return self._ready.popleft()
-
-    def _wait(self) -> None:
-        """Wait for the next chunk, for `between_tokens` seconds from now."""
-        attempt = self._attempt
-        if attempt.phase == "first token":
-            attempt.phase, attempt.budget = "between tokens", self._between
-        if attempt.phase == "between tokens":
-            self._answer.wire.begin(self._between)
-        while not self._ready and not self._reading.over:
-            self._read()
-
-    def _read(self) -> None:
-        """One read and what it decodes to; gives up the connection when the reply is over."""
-        reading = self._reading
-        try:
-            data = self._answer.some()
-        except FOREIGN as error:
-            reading.abort(
-                Unreachable("another thread closed the stream")
-                if self._closed_by is not None
-                else self._attempt.error(error)
-            )
-        else:
-            if not data and self._closed_by is not None:
-                reading.abort(Unreachable("another thread closed the stream"))
-            else:
-                reading.feed(data)
-        if reading.over:
-            self._give_up(keep=reading.failure is None)
-
-    def _start(self) -> None:
-        """Read until the first chunk that carries something. Raises what prevents it."""
-        reading = self._reading
-        try:
-            while not reading.started:
-                if reading.over:
-                    if reading.failure is not None:
-                        raise reading.failure
-                    return
-                self._read()
-        except BaseException:
-            self.close()
-            raise
-
-    def _give_up(self, *, keep: bool) -> None:
-        with self._hands_over:
-            link, self._link = self._link, None
-        if link is None:
-            return
-        if keep:
-            self._pool.give(link, self._answer)
-        else:
-            link.close()
-
-    def close(self) -> None:
-        """Hang up; the server stops generating. Does nothing when the reply is over.
-
-        Chunks that were decoded already can still be read.
-        """
-        if self._link is None:
-            return
-        if self._closed_by is None:
-            self._closed_by = threading.get_ident()
-        if self._reads.acquire(blocking=False):
-            try:
-                self._give_up(keep=False)
-            finally:
-                self._reads.release()
-            return
-        with self._hands_over:
-            if self._link is not None:
-                self._link.hang_up()
-
-    def __enter__(self) -> SyncStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        link = getattr(self, "_link", None)
-        if link is not None:
-            link.close()
-
-
-class _Attempt:
-    """One request under way: its budget, and what errors mean at this point."""
-
-    __slots__ = ("_connect", "_request", "budget", "call", "deadline", "engine", "phase", "proxy")
-
-    def __init__(
-        self,
-        call: Call,
-        request: Outgoing,
-        engine: str,
-        phase: Phase,
-        budget: float,
-        connect_budget: float,
-    ) -> None:
-        self.call = call
-        self.engine = engine
-        self.phase: Phase = phase
-        self.budget = budget
-        self.deadline = time.monotonic() + budget
-        self.proxy: str | None = None
-        self._request = request
-        self._connect = min(connect_budget, budget)
-
-    def send(self, pool: Pool) -> tuple[Link, Incoming]:
-        """Send the request and read the head of the answer.
-
-        On a connection that had been idle and turns out to be dead before any byte of the answer,
-        the request is sent once more on a new one.
-        """
-        request = self._request
-        route = Route.to(request.site, self.call.target)
-        self.proxy = None if route.proxy is None else route.proxy.url
-        link = pool.take(route)
-        if link is not None:
-            link.wire.came = False
-            try:
-                return link, self._exchange(link, request)
-            except FOREIGN as error:
-                link.close()
-                if link.wire.came or isinstance(error, TimeoutError | NotHTTPError):
-                    raise self.error(error) from error
-            except BaseException:
-                link.close()
-                raise
-        link = self._dial(route)
-        try:
-            return link, self._exchange(link, request)
-        except FOREIGN as error:
-            link.close()
-            raise self.error(error) from error
-        except BaseException:
-            link.close()
-            raise
-
-    def _dial(self, route: Route) -> Link:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise self.error(TimeoutError())
-        try:
-            return connect(route, min(self._connect, left))
-        except FOREIGN as error:
-            raise self._translate(error, "connect", self._connect) from error
-
-    def _exchange(self, link: Link, request: Outgoing) -> Incoming:
-        link.wire.until(self.deadline)
-        with contextlib.suppress(BrokenPipeError):  # an early answer may be there to be read
-            link.wire.send(_head(request, link.route) + (request.body or b""))
-        answer = Incoming(link.wire)
-        answer.read_head(request.method)
-        return answer
-
-    def error(self, error: BaseException) -> EngineKitError:
-        """What an exception of the transport means now."""
-        return self._translate(error, self.phase, self.budget)
-
-    def cut(self, error: BaseException) -> EngineKitError:
-        """What an exception inside a whole answer's body means."""
-        ours = self.error(error)
-        if isinstance(ours, EngineTimeout | MalformedReply):
-            return ours
-        return StreamTruncated(
-            f"the answer of {self.call.target.base_url}{self.call.path} was cut: {error}",
-            engine=self.engine,
-            url=self.call.target.base_url,
-        )
-
-    def _translate(self, error: BaseException, phase: Phase, budget: float) -> EngineKitError:
-        return _errors.translate(
-            error,
-            _errors.urllib3_table(),
-            url=self.call.target.base_url,
-            engine=self.engine,
-            phase=phase,
-            budget=budget,
-            proxy=self.proxy,
-        )
-
-
-def _head(request: Outgoing, route: Route) -> bytes:
-    path = request.site.origin + request.path if route.absolute else request.path
-    lines = [f"{request.method} {path} HTTP/1.1", f"host: {request.site.authority}"]
-    lines += [f"{name}: {value}" for name, value in request.headers.items()]
-    if route.absolute and route.proxy is not None:
-        lines += [f"{name}: {value}" for name, value in route.proxy.headers]
-    if request.body is not None:
-        lines.append(f"content-length: {len(request.body)}")
-    elif request.method == "POST":
-        lines.append("content-length: 0")
-    lines.append("\r\n")
-    return "\r\n".join(lines).encode("latin-1")
-
-
-def _read_all(answer: Incoming, limit: int, *, keep_partial: bool = False) -> bytes | None:
-    """The whole body; None, or what came, when it is larger than `limit` or breaks off."""
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while data := answer.some():
-            parts.append(data)
-            size += len(data)
-            if size > limit:
-                return b"".join(parts) if keep_partial else None
-    except FOREIGN:
-        if not keep_partial:
-            raise
-    return b"".join(parts)
 
 
 # ------------------------------------------------------------------------------------ life
