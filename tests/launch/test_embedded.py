@@ -305,9 +305,20 @@ class TestDeaths:
             assert state is not None
             os.kill(state.keeper, signal.SIGKILL)
             until(lambda: gone(lease.pid), "the server ends")
-            assert not lease.alive()
+            until(lambda: not lease.alive(), "the lease notices")
             with acquire(EmbeddedSpec(model_path=scripted)) as again:
                 assert again.alive()
+
+    @pytest.mark.skipif(
+        sys.platform != "linux", reason="elsewhere the keeper tells, a moment later"
+    )
+    def test_a_dead_server_is_known_as_soon_as_it_has_ended(
+        self, runtime: Path, scripted: Path
+    ) -> None:
+        with acquire(EmbeddedSpec(model_path=scripted)) as lease:
+            os.kill(lease.pid, signal.SIGKILL)
+            until(lambda: gone(lease.pid), "the server ends")
+            assert not lease.alive()
 
     def test_a_dropped_lease_is_let_go(self, runtime: Path, scripted: Path) -> None:
         lease = acquire(EmbeddedSpec(model_path=scripted))

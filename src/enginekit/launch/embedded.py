@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import sys
 import threading
@@ -67,6 +68,7 @@ class Lease:
         self.shared = shared
         self._connection: socket.socket | None = connection
         self._guard = threading.Lock()
+        self._process = _watch(state.pid)
         self._job = 0
         if sys.platform == "win32" and state.job:
             from enginekit.launch import _windows
@@ -85,7 +87,7 @@ class Lease:
         """
         with self._guard:
             connection = self._connection
-            if connection is None:
+            if connection is None or (self._process >= 0 and _ended(self._process)):
                 return False
             try:
                 # The keeper says nothing while all is well: any byte, or the end, is bad news.
@@ -103,9 +105,7 @@ class Lease:
     def release(self) -> None:
         """Let go; the last one out stops the server. Does nothing the second time."""
         with self._guard:
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+            self._close()
         if sys.platform == "win32" and self._job:
             from enginekit.launch import _windows
 
@@ -120,16 +120,41 @@ class Lease:
 
     def __del__(self) -> None:
         # A connection that is simply dropped would warn; a dropped lease is an ended lease.
-        connection = getattr(self, "_connection", None)
-        if connection is not None:
-            connection.close()
+        if hasattr(self, "_process"):
+            self._close()
 
-    def _abandon(self) -> None:
-        """In a forked child: close our copy of the descriptor; the parent's stays."""
-        self._guard = threading.Lock()
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        process, self._process = self._process, -1
+        if process >= 0:
+            os.close(process)
+
+    def _abandon(self) -> None:
+        """In a forked child: close our copies of the descriptors; the parent's stay."""
+        self._guard = threading.Lock()
+        self._close()
+
+
+def _watch(pid: int) -> int:
+    """A descriptor that tells of a process's end at once (Linux), or -1.
+
+    The keeper tells as well, a few milliseconds later: too late for a caller who tries again as
+    soon as a stream has broken.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return -1
+
+
+def _ended(process: int) -> bool:
+    if sys.platform == "win32":
+        return False
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _after_fork() -> None:
