@@ -27,6 +27,7 @@ _BUILTIN: Mapping[str, str] = MappingProxyType(
         "ollama": "enginekit.engines.ollama:Ollama",
         "vllm": "enginekit.engines.vllm:VLLM",
         "rayserve": "enginekit.engines.rayserve:RayServe",
+        "tgi": "enginekit.engines.tgi:TGI",
     }
 )
 
