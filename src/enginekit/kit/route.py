@@ -164,7 +164,7 @@ def _named(
         setting = config.for_engine("model", name)
         wanted = None if setting is None else str(setting.value)
     cls = registry.engine_class(table.get("like", name))
-    options = table.get("options", {})
+    options = {"model": wanted, **table.get("options", {})} if wanted else table.get("options", {})
     if table.get("like", name) in registry.LAUNCHED:
         lease = yield Blocking(
             function=_starter(config, wanted or embedded.DEFAULT_MODEL, progress, budget)

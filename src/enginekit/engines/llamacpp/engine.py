@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from enginekit.engine import Operation
+from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._params import Draft
 from enginekit.engines.llamacpp.facts import facts_of, model_cards, router_facts
@@ -30,6 +30,12 @@ class LlamaCpp(LlamaCppRequests):
     """
 
     # -- probing ------------------------------------------------------------------------
+
+    @classmethod
+    def recognise(cls, target: Target) -> Operation[bool]:
+        """Whether `GET /health` carries its name; it needs no key and answers while loading."""
+        answer: Answer = yield cls(target).call("GET", "/health")
+        return answer.headers.get("server") == "llama.cpp"
 
     def probe(self) -> Operation[ServerFacts]:
         """Read `/props`, `/v1/models` and `/lora-adapters`.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from enginekit.engine import Answer, Operation
+from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
+from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft
 from enginekit.engines._vllm_wire import VLLMRequests
 from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards
@@ -43,6 +44,18 @@ class VLLM(VLLMRequests):
     dialect: ClassVar[str] = "vllm"
 
     # -- probing ------------------------------------------------------------------------
+
+    @classmethod
+    def recognise(cls, target: Target) -> Operation[bool]:
+        """Whether `GET /version` is answered as vLLM's server does; it needs no key."""
+        answer: Answer = yield cls(target).call("GET", "/version")
+        if not answer.ok:
+            return False
+        try:
+            value = parse_json(answer.body)
+        except ValueError:
+            return False
+        return isinstance(value, dict) and list(value) == ["version"]
 
     def probe(self) -> Operation[ServerFacts]:
         """Read `/version` and `/v1/models`; with the option `probe_tools` try a tool, too."""
