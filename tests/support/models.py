@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from tests.support import scripted
 def scripted_gguf() -> Path:
     """The scripted model of `tests.support.scripted`, made once per process."""
     folder = Path(tempfile.mkdtemp(prefix="enginekit-scripted-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return scripted.write_gguf(folder / "scripted.gguf")
 
 
