@@ -359,10 +359,12 @@ def test_an_operation_that_fails_after_opening_hangs_up(driver, server):
     assert server.wait_hung_up()
 
 
-def test_a_finished_stream_gives_its_connection_back(driver, server):
-    server.on(PATH, sse(*HELLO))
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+def test_a_finished_stream_gives_its_connection_back(driver, server, framing):
+    server.on(PATH, sse(*HELLO, framing=framing))
     for _ in range(5):
         driver.read(driver.run(opening(toy(server.url))))
+        threading.Event().wait(0.05)  # for the last bytes of the framing, which come by themselves
     assert server.connections == 1
 
 
@@ -390,3 +392,42 @@ def test_thousands_of_tiny_http_chunks_arrive_whole(driver, server):
     server.on(PATH, Reply(body=[bytes([byte]) for byte in body]))
     stream = driver.run(opening(toy(server.url), between_tokens=20.0))
     assert text_of(driver.read(stream)) == "".join(map(str, range(300)))
+
+
+def test_a_reply_that_is_whole_when_its_budget_ends_is_a_reply(driver, server):
+    """An empty answer that finished and whose server then falls silent: usage lost, no timeout."""
+    server.on(PATH, sse(ROLE, STOP, fault="silence"))
+    stream = driver.run(opening(toy(server.url), first_token=0.3))
+    (chunk,) = driver.read(stream)
+    assert chunk.end.finish_reason == "stop"
+    assert chunk.end.usage is None
+    assert any("usage lost" in repair for repair in chunk.end.repairs)
+
+
+def test_the_two_budgets_do_not_mix(driver, server):
+    server.on(PATH, sse(0.4, delta("a"), fault="silence"))
+    stream = driver.run(opening(toy(server.url), first_token=30.0, between_tokens=0.3))
+    with pytest.raises(EngineTimeout) as caught:
+        driver.read(stream)
+    assert (caught.value.phase, caught.value.budget) == ("between tokens", 0.3)
+
+
+def test_a_decoder_that_breaks_does_not_keep_its_connection(driver, server):
+    from dataclasses import replace
+
+    class Broken:
+        done, failure = False, None
+
+        def feed(self, data):
+            raise RuntimeError("a bug")
+
+    server.on(PATH, sse(delta("a"), fault="silence"))
+    engine = toy(server.url)
+    encoded = replace(engine.encode(PROMPT), decoder=Broken)
+
+    def operation():
+        return (yield Open(engine=engine, encoded=encoded, budgets=Budgets()))
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        driver.run(operation())
+    assert server.wait_hung_up()

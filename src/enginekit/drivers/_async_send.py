@@ -35,7 +35,7 @@ _LARGE_BODY = 1 << 20
 class Attempt:
     """One request under way: its budget, and what errors mean at this point."""
 
-    __slots__ = ("_connect", "_request", "budget", "call", "engine", "phase", "proxy")
+    __slots__ = ("_connect", "_request", "budget", "call", "deadline", "engine", "phase", "proxy")
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Attempt:
         self.engine = engine
         self.phase: Phase = phase
         self.budget = budget
+        self.deadline = asyncio.get_running_loop().time() + budget
         self.proxy: str | None = None
         self._request = request
         self._connect = min(connect_budget, budget)
@@ -136,7 +137,7 @@ class Within:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._limit = asyncio.timeout(attempt.budget)
+        self._limit = asyncio.timeout_at(attempt.deadline)
 
     async def __aenter__(self) -> None:
         await self._limit.__aenter__()

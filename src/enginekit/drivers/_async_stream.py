@@ -112,7 +112,11 @@ class AsyncStream(AsyncIterator[Chunk]):
         except FOREIGN as error:
             reading.abort(self._transport_error(error))
         else:
-            reading.feed(data)
+            try:
+                reading.feed(data)
+            except BaseException:
+                self.give_up(keep=False)
+                raise
         if reading.over:
             self.give_up(keep=reading.failure is None)
 
@@ -126,6 +130,11 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def start(self) -> None:
         """Read until the first chunk that carries something. Raises what prevents it."""
         reading = self._reading
+        loop = self._sessions.loop
+        self._deadline = self._attempt.deadline
+        self._watchdog = loop.call_at(
+            self._deadline, _watch, weakref.ref(self), loop, self._between
+        )
         try:
             while not reading.started:
                 if reading.over:
@@ -136,6 +145,10 @@ class AsyncStream(AsyncIterator[Chunk]):
         except BaseException:
             self.give_up(keep=False)
             raise
+        finally:
+            self._watchdog.cancel()
+            self._watchdog = None
+            self._deadline = math.inf
 
     def _expire(self) -> None:
         self._expired = True

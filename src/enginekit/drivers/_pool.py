@@ -28,6 +28,9 @@ MAX_IDLE = 256
 MAX_IDLE_SECONDS = 55.0
 """Longest time an idle connection is kept; most servers and balancers close them at 60."""
 
+LAST_BYTES = 0.02
+"""Seconds that the end of a finished reply's body may take when its connection is wanted again."""
+
 
 class Route(NamedTuple):
     """All that decides whether one connection may stand for another."""
@@ -86,7 +89,7 @@ class Link:
         """Whether another request may be sent on it, as far as can be told without sending."""
         if time.monotonic() - self.idle_since > MAX_IDLE_SECONDS:
             return False
-        if self.last is not None and not self.last.ended_by_now():
+        if self.last is not None and not self.last.ended_within(LAST_BYTES):
             return False
         self.last = None
         try:
@@ -133,6 +136,13 @@ class Pool:
             oldest = links.pop(0) if full else None
         if oldest is not None:
             oldest.close()
+
+    def __del__(self) -> None:
+        self.clear()
+
+    def after_fork(self) -> None:
+        """In a forked child: the lock may be held by a thread that does not exist here."""
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Close every idle connection."""

@@ -229,21 +229,18 @@ def open_limit() -> int:
     return max(16, min(MAX_OPEN, soft - max(64, soft // 8)))
 
 
-_loops: list[weakref.ref[Any]] = []
+_owners: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited: list[Any] = []
 """In a forked child: the parent's sessions, kept so that they are neither used nor finalised."""
 
 
 def register(owner: Any) -> None:
     """Have `owner.forget()` called in a forked child; it returns what must not be finalised."""
-    _loops.append(weakref.ref(owner))
+    _owners.add(owner)
 
 
 def _after_fork() -> None:
-    for reference in _loops:
-        owner = reference()
-        if owner is not None:
-            _inherited.append(owner.forget())
+    _inherited.extend(owner.forget() for owner in list(_owners))
 
 
 if hasattr(os, "register_at_fork"):

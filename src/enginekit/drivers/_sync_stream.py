@@ -103,7 +103,11 @@ class SyncStream(Iterator[Chunk]):
             if not data and self._closed_by is not None:
                 reading.abort(Unreachable("another thread closed the stream"))
             else:
-                reading.feed(data)
+                try:
+                    reading.feed(data)
+                except BaseException:
+                    self._give_up(keep=False)
+                    raise
         if reading.over:
             self._give_up(keep=reading.failure is None)
 

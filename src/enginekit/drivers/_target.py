@@ -80,6 +80,11 @@ def parse(base_url: str) -> Site:
         )
     if parts.query or parts.fragment:
         raise ConfigError(f"{base_url!r} must end with its path, without ? or #")
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode()
+        except UnicodeError as error:
+            raise ConfigError(f"{host!r} is not a host name: {error}") from error
     shown = f"[{host}]" if ":" in host else host
     default = _PORTS[parts.scheme]
     port = default if port is None else port

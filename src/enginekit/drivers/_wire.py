@@ -41,7 +41,7 @@ class Wire:
         self._set: float | None = None
 
     def begin(self, budget: float) -> None:
-        """Start a wait of `budget` seconds; 0 reads once, without blocking (BlockingIOError)."""
+        """Start a wait of `budget` seconds."""
         self._budget = budget
         self._fresh = True
 
@@ -285,9 +285,9 @@ class Incoming:
         wire.skip_to(at)
         return state
 
-    def ended_by_now(self) -> bool:
-        """Whether the body's end is here and the connection reusable, without waiting for it."""
-        self.wire.begin(0.0)
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the body's end comes within `seconds` and leaves the connection reusable."""
+        self.wire.begin(seconds)
         try:
             while not self.over and self.some():
                 pass

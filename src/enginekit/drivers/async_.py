@@ -205,7 +205,9 @@ class AsyncDriver:
             finally:
                 if stream is None:
                     sessions.slots.release()
-            await stream.start()
+        # From here the stream's watchdog keeps the budget: a reply that has its terminal fact by then
+        # is whole, which a cancelled task could not tell.
+        await stream.start()
         return stream
 
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from typing import Any, TypeVar
 
 from enginekit.drivers import _gather
@@ -55,7 +56,7 @@ class SyncDriver:
 
     def __init__(self) -> None:
         self._pool = Pool()
-        _drivers.append(self)
+        _drivers.add(self)
 
     def run(self, operation: Operation[_T]) -> _T:
         """Run an operation to its end and return what it returns.
@@ -178,7 +179,7 @@ class SyncDriver:
 
 # ------------------------------------------------------------------------------------ life
 
-_drivers: list[SyncDriver] = []
+_drivers: weakref.WeakSet[SyncDriver] = weakref.WeakSet()
 _default: SyncDriver | None = None
 _default_lock = threading.Lock()
 _pid = os.getpid()
@@ -199,13 +200,14 @@ def _after_fork() -> None:
     global _default_lock, _pid
     _default_lock = threading.Lock()
     _pid = os.getpid()
-    for driver in _drivers:
+    for driver in list(_drivers):
+        driver._pool.after_fork()
         driver._pool = Pool()
 
 
 def _at_exit() -> None:
     if os.getpid() == _pid:
-        for driver in _drivers:
+        for driver in list(_drivers):
             driver.close()
 
 
