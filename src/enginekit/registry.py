@@ -28,6 +28,7 @@ _BUILTIN: Mapping[str, str] = MappingProxyType(
         "vllm": "enginekit.engines.vllm:VLLM",
         "rayserve": "enginekit.engines.rayserve:RayServe",
         "tgi": "enginekit.engines.tgi:TGI",
+        "mlc": "enginekit.engines.mlc:MLC",
     }
 )
 

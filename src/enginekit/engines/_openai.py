@@ -267,7 +267,7 @@ class OpenAIEngine(ToolSteps):
             draft.need("stream_options", {"include_usage": True}, note="token counts")
         draft.options()
         self._remarks(draft)
-        if plan.stream and not asked:
+        if plan.stream and not asked and self.always_streams:
             draft.receipt.notes.append(self.always_streams)
         elif asked and not plan.stream:
             draft.receipt.notes.append(
