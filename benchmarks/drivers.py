@@ -380,6 +380,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, for CI")
     parser.add_argument("--check", action="store_true", help="fail when a promise is broken")
+    parser.add_argument(
+        "--slack", type=float, default=0.0, help="share by which --check forgives (busy machines)"
+    )
     options = parser.parse_args()
     rounds, calls, chunks, many = (5, 100, 1000, 300) if options.quick else (11, 300, 3000, 1000)
     ours_pipe, its_pipe = multiprocessing.Pipe()
@@ -395,9 +398,9 @@ def main() -> int:
     broken: list[str] = []
 
     def judge(what: str, kind: str, ours: float, httpx: float) -> None:
-        if ours > LIMITS[kind]:
+        if ours > LIMITS[kind] * (1 + options.slack):
             broken.append(f"{what}: {ours:.2f} × the bare loop, promised {LIMITS[kind]}")
-        if "coalesced" in what and httpx < HTTPX_AT_LEAST:
+        if "coalesced" in what and httpx < HTTPX_AT_LEAST * (1 - options.slack):
             broken.append(f"{what}: httpx costs {httpx:.2f} × ours, promised {HTTPX_AT_LEAST}")
 
     try:

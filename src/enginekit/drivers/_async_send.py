@@ -72,6 +72,8 @@ class Attempt:
                 headers = headers | dict(proxy.headers)
         if site.tls or (proxy is not None and proxy.tls):
             more["ssl"] = _tls.context(target.ca_file, target.client_cert, target.verify)
+        if request.body is None:
+            more["skip_auto_headers"] = ("content-type",)
         url = _url(site.origin, request.path)
         timeout = _timeout(self._connect)
         session = sessions.to(site)

@@ -127,7 +127,6 @@ class Sessions:
             timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
             trust_env=False,
-            skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
             max_line_size=65536,
             max_field_size=65536,
         )
