@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from enginekit._version import __version__
 from enginekit.cli import errors
@@ -18,12 +18,29 @@ app = App(
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    default_parameter=Parameter(negative=()),
 )
-app.command("enginekit.cli.chat:chat", name="chat")
-app.command("enginekit.cli.engines:engines", name="engines")
-app.command("enginekit.cli.config:config", name="config")
-app.command("enginekit.cli.pull:pull", name="pull")
-app.command("enginekit.cli.trust:trust", name="trust")
+app.command(
+    "enginekit.cli.chat:chat",
+    name="chat",
+    help="Ask a model something; without a prompt, converse.",
+)
+app.command(
+    "enginekit.cli.engines:engines",
+    name="engines",
+    help="Show which engines run here, and what each can do.",
+)
+app.command(
+    "enginekit.cli.config:config",
+    name="config",
+    help="Show the settings in effect and where each comes from.",
+)
+app.command("enginekit.cli.pull:pull", name="pull", help="Fetch a model for the embedded engine.")
+app.command(
+    "enginekit.cli.trust:trust",
+    name="trust",
+    help="Let API keys go to an address that a project file named.",
+)
 
 
 def run(arguments: list[str] | None = None) -> int:
