@@ -62,11 +62,15 @@ class ToolSteps(Engine):
         if self._emulates(mode, request):
             self._emulate_tools(draft, request.tools, choice, parallel, plan)
             return
-        draft.enter("tools", "sent", {"tools": [wire_tool(tool) for tool in request.tools]})
+        self._offer(draft, request.tools, mode, plan)
         if choice is not None:
             draft.enter("tool_choice", "sent", {"tool_choice": wire_choice(choice)})
         if isinstance(parallel, bool):
             self._parallel(draft, parallel, plan)
+
+    def _offer(self, draft: Draft, tools: Sequence[Tool], mode: str, plan: Plan) -> None:
+        """Place the tools in the body, as they are."""
+        draft.enter("tools", "sent", {"tools": [wire_tool(tool) for tool in tools]})
 
     def _no_tools(self, draft: Draft, choice: ToolChoice | None, parallel: Any) -> None:
         if choice is not None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
 from enginekit.engines._messages import MessagePolicy
-from enginekit.engines._openai import OpenAIEngine, Plan
+from enginekit.engines._openai import OpenAIEngine, Plan, wire_tool
 from enginekit.engines._params import Draft, Rule, Table, omitted, sent
+from enginekit.engines._required import CallRequired
 from enginekit.engines._think import AnswerInReasoning, ThinkSplitter
 from enginekit.engines._wrap import Inner, StopCutter
 from enginekit.errors import (
@@ -26,7 +28,7 @@ from enginekit.errors import (
     Unauthorized,
     Unsupported,
 )
-from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint
+from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint, Tool
 
 TOOL_FLAGS: Final = "--enable-auto-tool-choice --tool-call-parser NAME"
 MAX_STOPS: Final = 4
@@ -195,6 +197,28 @@ class VLLMRequests(OpenAIEngine):
 
     def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
         return [ThinkSplitter, AnswerInReasoning]
+
+    def _offer(self, draft: Draft, tools: Sequence[Tool], mode: str, plan: Plan) -> None:
+        """A forced call keeps to the tool's schema only when the tool is `strict`.
+
+        Without it the server forces the form of a call around any JSON: seen with another tool's
+        arguments. A reply that is cut comes as text, the mark of a call in front.
+        """
+        if mode not in ("required", "named"):
+            super()._offer(draft, tools, mode, plan)
+            return
+        plan.wraps.append(lambda inner: CallRequired(inner, self))
+        if all(tool.strict is not None for tool in tools):
+            super()._offer(draft, tools, mode, plan)
+            return
+        strict = [replace(tool, strict=tool.strict is not False) for tool in tools]
+        draft.enter(
+            "tools",
+            "translated",
+            {"tools": [wire_tool(tool) for tool in strict]},
+            case="strict",
+            note="strict: true, without which the arguments of a forced call may be any JSON",
+        )
 
     def _prefill(self, draft: Draft, plan: Plan, notes: list[str]) -> None:
         last = plan.messages[-1]

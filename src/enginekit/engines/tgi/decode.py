@@ -9,9 +9,10 @@ from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import ReplyDecoder
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder, parse_json
+from enginekit.engines._required import bad_output
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.engines.tgi.params import SLICE
-from enginekit.errors import BadOutput, MalformedReply
+from enginekit.errors import MalformedReply
 from enginekit.types import Chunk, End, TokenLogprob, ToolCallDelta, Usage
 
 HALF = (
@@ -22,17 +23,6 @@ DECIDED = (
     "the server first decided against a call and then answered in a second pass: the finish reason "
     "and the completion tokens are those of the decision, so max_tokens may have cut the text"
 )
-
-
-def bad_output(engine: Engine, why: str, *, hint: str, partial: str = "") -> BadOutput:
-    """The engine is well, but what it sent is not what was asked for."""
-    return BadOutput(
-        f"{engine.name} at {engine.target.base_url}: {why}",
-        hint=hint,
-        engine=engine.name,
-        url=engine.target.base_url,
-        partial=partial,
-    )
 
 
 class TGIDecoder(OpenAIDecoder):
@@ -99,30 +89,6 @@ class Decided(Wrapper):
         if not end.tool_calls:
             end.repairs = (*end.repairs, DECIDED)
         super()._end(chunk, end, out)
-
-
-class CallRequired(Wrapper):
-    """A reply without a call where one was required is bad output."""
-
-    def __init__(self, inner: Inner, engine: Engine) -> None:
-        super().__init__(inner)
-        self._engine = engine
-        self._text: list[str] = []
-
-    def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Any) -> None:
-        self._text.append(chunk.text)
-        out.append(chunk)
-
-    def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
-        if end.tool_calls:
-            super()._end(chunk, end, out)
-            return
-        self.failure = bad_output(
-            self._engine,
-            "a tool call was required, but none came",
-            hint="use a stronger model, or raise max_tokens",
-            partial="".join(self._text),
-        )
 
 
 class OneSlice(Wrapper):

@@ -14,10 +14,10 @@ from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan, wire_choice, wire_tool
 from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft, Rule, Table
+from enginekit.engines._required import CallRequired
 from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Inner, StopCutter, TokenLimit
 from enginekit.engines.tgi.decode import (
-    CallRequired,
     Decided,
     EventPerToken,
     GenerateDecoder,
