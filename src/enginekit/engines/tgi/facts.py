@@ -53,7 +53,11 @@ PROFILE: Final = EngineProfile(
         "tool_choice_required": _seen("the server may answer {}: that is an error here"),
         "tool_choice_named": _seen("as required"),
         "parallel_tool_calls": _none("one call at a time"),
-        "stream_tools": _none("streamed calls come broken: tools are asked for without streaming"),
+        "stream_tools": Capability(
+            support="emulated",
+            evidence="observed",
+            note="streamed calls come broken: tools are asked for whole, and come in one piece",
+        ),
         "json": _none("a grammar needs a schema with properties"),
         "json_schema": _seen("with properties at the root; at most 1024 tokens; " + GRAMMAR_FLAG),
         "regex": _seen("at most 1024 tokens; " + GRAMMAR_FLAG),
