@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +19,16 @@ def no_facts() -> Iterator[None]:
     forget_facts()
     yield
     forget_facts()
+
+
+@pytest.fixture(autouse=True)
+def no_loop_left_behind(request: pytest.FixtureRequest) -> None:
+    """LlamaIndex's own `asyncio_run` takes the thread's loop, or makes one and never closes it.
+
+    Where the thread has been told that it has none, it uses `asyncio.run`, which does.
+    """
+    if not inspect.iscoroutinefunction(request.function):
+        asyncio.set_event_loop(None)
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_embeddings_of_ollama(server: Server) -> None:
         rows = [[float(len(text))] for text in seen.json["input"]]
         return json_reply({"model": "llama3.1", "embeddings": rows, "prompt_eval_count": 2})
 
+    server.on("/api/show", json_reply({"capabilities": ["embedding"], "model_info": {}}))
     server.on("/api/embed", embed)
     model = EngineKitEmbedding(**wire.settings)
     assert model.get_text_embedding_batch(["a", "bcd"]) == [[1.0], [3.0]]

@@ -36,8 +36,9 @@ def llm_of(wire: VLLM, **more: Any) -> EngineKitLLM:
 def test_query_engine_with_keyword_retrieval(vllm: VLLM, streaming: bool) -> None:
     """No embedding model, no download: keywords by rules, the answer by the engine."""
     on_wire(vllm)
-    index = SimpleKeywordTableIndex.from_documents(DOCUMENTS)
-    engine = index.as_query_engine(llm=llm_of(vllm), retriever_mode="simple", streaming=streaming)
+    llm = llm_of(vllm)
+    index = SimpleKeywordTableIndex.from_documents(DOCUMENTS, llm=llm)
+    engine = index.as_query_engine(llm=llm, retriever_mode="simple", streaming=streaming)
     answer = engine.query("Where does the Danube flow?")
     assert str(answer) == GREETING
     assert [node.text for node in answer.source_nodes] == [DOCUMENTS[0].text]
@@ -48,8 +49,9 @@ def test_query_engine_with_keyword_retrieval(vllm: VLLM, streaming: bool) -> Non
 
 async def test_query_engine_async(vllm: VLLM) -> None:
     on_wire(vllm)
-    index = SimpleKeywordTableIndex.from_documents(DOCUMENTS)
-    engine = index.as_query_engine(llm=llm_of(vllm), retriever_mode="simple")
+    llm = llm_of(vllm)
+    index = SimpleKeywordTableIndex.from_documents(DOCUMENTS, llm=llm)
+    engine = index.as_query_engine(llm=llm, retriever_mode="simple")
     assert str(await engine.aquery("What are glaciers?")) == GREETING
 
 
@@ -139,6 +141,7 @@ async def test_initial_tool_choice(vllm: VLLM) -> None:
     assert "tool_choice" not in second
 
 
+@pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning")
 async def test_react_agent(vllm: VLLM) -> None:
     vllm.says(
         Answer(text=("Thought: look.\nAction: get_weather\n", 'Action Input: {"city": "Rome"}')),
