@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -252,3 +253,28 @@ async def test_many_cancelled_streams_leave_nothing_behind(server):
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sessions = await driver._loops.current()
     assert not sessions.finishing
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+async def test_a_forked_child_has_sessions_of_its_own(server):
+    """The parent's loop and sockets are in the child's memory; using either would disturb it."""
+    server.on("/x", text_reply("ok"))
+    server.on(PATH, sse(delta("a"), 0.3, delta("b"), STOP, DONE))
+    driver = AsyncDriver()
+    await driver.run(get(server.url))
+    stream = await driver.run(opening(toy(server.url)))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            asyncio.events._set_running_loop(None)
+            code = 0 if asyncio.run(driver.run(get(server.url))).body == b"ok" else 2
+        finally:
+            os._exit(code)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert text_of([chunk async for chunk in stream]) == "ab"
+    connections = server.connections
+    await driver.run(get(server.url))
+    assert server.connections == connections, "the parent still has its own"
