@@ -413,6 +413,26 @@ def test_native_prose_is_an_answer_cut_or_not() -> None:
     assert torn.text == torn.failure.partial
 
 
+def test_prose_is_given_out_as_it_comes_and_a_call_is_held_back() -> None:
+    """A call of a tool, or a list of strings, may still become one; other text may not."""
+    encoded = engine(native_tools=True).encode(chat(tools=(WEATHER,)), stream=True)
+
+    def given(*pieces: str) -> str:
+        reading = encoded.decoder()
+        text = ""
+        for piece in pieces:
+            event = {"id": "x", "choices": [{"index": 0, "delta": {"content": piece}}]}
+            chunks = reading.feed(f"data: {json.dumps(event)}\n\n".encode())
+            text += "".join(chunk.text for chunk in chunks)
+        return text
+
+    assert given("Hel", "lo") == "Hello"
+    assert given("get", " up") == "get up"
+    assert given(" get_wea", "ther(city='Rome'") == ""
+    assert given("[", ' "get') == ""
+    assert given("[", "1]") == "[1]"
+
+
 def test_forced_calls_are_emulated_even_with_native_tools() -> None:
     """422 for required, and named only shortens the prompt."""
     for choice in (ToolChoice(mode="required"), ToolChoice(mode="named", name="get_weather")):

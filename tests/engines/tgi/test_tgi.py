@@ -470,6 +470,9 @@ def test_a_text_answer_to_tools_says_what_is_not_known() -> None:
     end = decode(encoded.decoder(), [load("tgi", "t_v1_pick_auto").body]).end
     assert end is not None
     assert DECIDED in end.repairs
+    nothing = {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}], "id": ""}
+    failure = decode(encoded.decoder(), [json.dumps(nothing).encode()]).failure
+    assert isinstance(failure, BadOutput)
 
 
 def test_choices_of_tools() -> None:

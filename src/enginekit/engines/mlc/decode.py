@@ -72,8 +72,8 @@ class PythonCalls(Wrapper):
     """The streamed text of choice 0 becomes tool calls, if that is what it is.
 
     The server parses calls only for plain replies, and drops their positional arguments; so replies
-    to native tools are streamed and read here. The text is held back to the end: only then is it
-    known what it was.
+    to native tools are streamed and read here. Text that begins like a call is held back to the end,
+    other text is given out as it comes.
 
     Args:
         limit: `max_tokens`, which tells a cut answer from a whole one: the server's finish reason
@@ -85,25 +85,36 @@ class PythonCalls(Wrapper):
     ) -> None:
         super().__init__(inner)
         self._engine = engine
-        self._names = frozenset(tools)
+        self._names = tuple(tools)
         self._turn = turn
         self._limit = limit
-        self._text: list[str] = []
+        self._held = ""
+        self._prose = False
 
     def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Sequence[Chunk]) -> None:
-        if chunk.index or not chunk.text:
+        if chunk.index or not chunk.text or self._prose:
             out.append(chunk)
             return
-        self._text.append(chunk.text)
-        if chunk.reasoning or chunk.logprobs:
-            out.append(Chunk("", chunk.reasoning, logprobs=chunk.logprobs))
+        self._held += chunk.text
+        self._prose = not self._may_be_call()
+        text = self._held if self._prose else ""
+        if text or chunk.reasoning or chunk.logprobs:
+            out.append(Chunk(text, chunk.reasoning, logprobs=chunk.logprobs))
+
+    def _may_be_call(self) -> bool:
+        """Whether the text so far is the beginning of a call of one of the tools, or of a list."""
+        start = self._held.lstrip()
+        if start.startswith("["):
+            return start[1:].lstrip()[:1] in ("", '"')
+        heads = (f"{name}(" for name in self._names)
+        return any(start.startswith(head) or head.startswith(start) for head in heads)
 
     def _flush(self, out: list[Chunk]) -> None:
-        if self._inner.failure is not None and self._text:
-            out.append(Chunk("".join(self._text)))
+        if self._inner.failure is not None and self._held and not self._prose:
+            out.append(Chunk(self._held))
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
-        text = "".join(self._text)
+        text = "" if self._prose else self._held
         made = end.usage.completion_tokens if end.usage is not None else None
         cut = self._limit is not None and made is not None and made >= self._limit
         calls = parse_calls(text)

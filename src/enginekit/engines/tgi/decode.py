@@ -83,9 +83,25 @@ class TGIWholeDecoder(OpenAIWholeDecoder):
 
 
 class Decided(Wrapper):
-    """Say what a text answer to a request with tools does not tell."""
+    """Say what a text answer to a request with tools does not tell; an empty one is lost text."""
+
+    def __init__(self, inner: Inner, engine: Engine) -> None:
+        super().__init__(inner)
+        self._engine = engine
+        self._empty = True
+
+    def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Any) -> None:
+        self._empty = self._empty and not (chunk.text or chunk.reasoning)
+        out.append(chunk)
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
+        if not end.tool_calls and self._empty:
+            self.failure = bad_output(
+                self._engine,
+                "the server decided against a call and then answered with nothing",
+                hint="send the request without tools, or ask for another max_tokens",
+            )
+            return
         if not end.tool_calls:
             end.repairs = (*end.repairs, DECIDED)
         super()._end(chunk, end, out)

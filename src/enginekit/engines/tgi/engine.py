@@ -186,7 +186,7 @@ class TGI(OpenAIEngine):
         if choice is not None and choice.mode in ("required", "named"):
             plan.wraps.append(lambda inner: CallRequired(inner, self))
         else:
-            plan.wraps.append(Decided)
+            plan.wraps.append(lambda inner: Decided(inner, self))
 
     def _wire_tool(self, draft: Draft, tool: Tool) -> dict[str, Any]:
         if "/" in tool.name:
