@@ -20,7 +20,9 @@ GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "enginekit-dev"
 
 
-def install(session: nox.Session, *groups: str, extras: str = EXTRAS, editable: bool = True) -> None:
+def install(
+    session: nox.Session, *groups: str, extras: str = EXTRAS, editable: bool = True
+) -> None:
     """Install the project with extras, then dependency groups."""
     target = f".[{extras}]" if extras else "."
     session.install(*(["-e"] if editable else []), target)
@@ -46,7 +48,9 @@ def tests(session: nox.Session) -> None:
 def light(session: nox.Session) -> None:
     """With no extra installed the core still imports, configures and says what is missing."""
     install(session, extras="")
-    session.install("pytest>=8.3,<10", "pytest-asyncio>=1.3,<2", "pytest-timeout>=2.3", "hypothesis")
+    session.install(
+        "pytest>=8.3,<10", "pytest-asyncio>=1.3,<2", "pytest-timeout>=2.3", "hypothesis"
+    )
     session.run("pytest", "tests/meta", "tests/core", "tests/sizing", *session.posargs)
 
 
@@ -84,6 +88,32 @@ def wheel(session: nox.Session) -> None:
     session.install(f"{built}[{EXTRAS}]")
     session.install(*GROUPS["test"])
     session.run("pytest", "-m", "not live", *session.posargs, env={"ENGINEKIT_TEST_INSTALLED": "1"})
+
+
+@nox.session
+def live_vllm(session: nox.Session) -> None:
+    """The live contract on a real vLLM on CPU, which gets an environment of its own."""
+    install(session, "test")
+    session.run("python", "-m", "tests.lanes.run", "vllm", *session.posargs)
+
+
+@nox.session
+def live_rayserve(session: nox.Session) -> None:
+    """The live contract on a real Ray Serve over vLLM on CPU, in the same environment."""
+    install(session, "test")
+    session.run("python", "-m", "tests.lanes.run", "rayserve", *session.posargs)
+
+
+@nox.session
+def live(session: nox.Session) -> None:
+    """The live contract on any server: `nox -s live -- ENGINE URL [MODEL] [-- pytest arguments]`."""
+    named, _, more = " ".join(session.posargs).partition(" -- ")
+    told = dict(zip(("ENGINE", "URL", "MODEL"), named.split()))
+    if "URL" not in told:
+        session.error("which server? nox -s live -- ENGINE URL [MODEL]")
+    install(session, "test")
+    env = {f"ENGINEKIT_LIVE_{name}": value for name, value in told.items()}
+    session.run("pytest", "tests/contract/test_live.py", *more.split(), env=env)
 
 
 @nox.session

@@ -96,7 +96,9 @@ def streams(name: str) -> tuple[Recording, ...]:
         if whole.failure is not None or not 300 < len(recording.body) < 30_000:
             continue
         end = whole.end
-        if end.usage is None:  # enginekit asks for it always, so an answer without is no answer to it
+        if (
+            end.usage is None
+        ):  # enginekit asks for it always, so an answer without is no answer to it
             continue
         kind = (
             bool(end.tool_calls),

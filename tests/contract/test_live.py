@@ -337,10 +337,16 @@ def until_idle(client, seconds: float = 10.0) -> bool:
     return False
 
 
+def long_request(client):
+    """A reply that takes the server seconds, as long as its window allows."""
+    client.connect()
+    return chat("LONG", max_tokens=min((client.facts.context_window or 2048) - 548, 6000))
+
+
 def test_closing_a_stream_early_stops_the_generation(client, scripted):
     if running(client) is None:
         pytest.skip("the server shows no count of running requests")
-    stream = client.stream(chat("LONG", max_tokens=1500))
+    stream = client.stream(long_request(client))
     for _ in range(3):
         next(stream)
     stream.close()
@@ -352,8 +358,11 @@ def test_cancelling_a_task_stops_the_generation(client, scripted):
         pytest.skip("the server shows no count of running requests")
 
     async def cancelled() -> None:
-        task = asyncio.create_task(client.achat(chat("LONG", max_tokens=1500)))
-        await asyncio.sleep(0.3)
+        task = asyncio.create_task(client.achat(long_request(client)))
+        for _ in range(500):
+            if task.done() or await asyncio.to_thread(running, client):
+                break
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -20,7 +20,7 @@ def config(name: str, folder: str) -> LLMConfig:
         accelerator_config={"kind": "cpu"},
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
         engine_kwargs={
-            "max_model_len": 2048,
+            "max_model_len": 8192,
             "max_num_seqs": 8,
             "enforce_eager": True,
             "dtype": "float32",

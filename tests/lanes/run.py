@@ -36,7 +36,7 @@ def vllm_command(python: Path, port: int, name: str, folder: Path) -> list[str]:
         "--host": "127.0.0.1",
         "--port": str(port),
         "--dtype": "float32",
-        "--max-model-len": "2048",
+        "--max-model-len": "8192",
         "--max-num-seqs": "8",
         "--tool-call-parser": "hermes",
     }
