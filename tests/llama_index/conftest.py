@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +31,15 @@ def no_loop_left_behind(request: pytest.FixtureRequest) -> None:
     """
     if not inspect.iscoroutinefunction(request.function):
         asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def swept() -> Iterator[None]:
+    """LlamaIndex's memories leave SQLite connections to the garbage collector: let it find them now."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

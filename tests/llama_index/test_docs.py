@@ -15,6 +15,8 @@ from tests.llama_index.subjects import GREETING, on_wire
 PAGE = Path(__file__).parents[2] / "docs" / "llama_index.md"
 
 
+@pytest.mark.usefixtures("swept")
+@pytest.mark.filterwarnings("ignore:<aiosqlite:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")
 def test_every_block_of_the_page_runs(
     vllm: VLLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,10 +16,12 @@ from tests.langchain.wires import VLLM, Answer
 from tests.llama_index.subjects import GREETING, ROME, SUM, on_wire, tools
 from tests.support.server import Reply, Seen, json_reply
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [
     # LlamaIndex's workflows look at every attribute of an agent, pydantic's deprecated ones too.
-    "ignore::pydantic.warnings.PydanticDeprecationWarning"
-)
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:<aiosqlite:ResourceWarning"),
+    pytest.mark.usefixtures("swept"),
+]
 
 DOCUMENTS = [
     Document(text="The Danube flows through Vienna and Budapest."),
