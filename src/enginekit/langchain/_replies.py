@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from enginekit.langchain._fast import text_chunk
 from enginekit.types import Chunk, End, Receipt, Reply, TokenLogprob, ToolCall, Usage
 
 PROVIDER = "enginekit"
@@ -173,8 +174,12 @@ class ChunkWriter:
         self._with_receipt = with_receipt
         self._indices: dict[int, None] = {}
 
-    def write(self, chunk: Chunk) -> list[ChatGenerationChunk]:
+    def write(self, chunk: Chunk) -> Sequence[ChatGenerationChunk]:
         """The chunks that this one becomes: one, but two when text and tool pieces came together."""
+        if chunk.end is None and not chunk.tool_calls:
+            return (
+                (content_chunk(chunk),) if chunk.text or chunk.reasoning or chunk.logprobs else ()
+            )
         out: list[ChatGenerationChunk] = []
         if chunk.text or chunk.reasoning or chunk.logprobs:
             out.append(content_chunk(chunk))
@@ -227,12 +232,11 @@ class ChunkWriter:
 
 def content_chunk(chunk: Chunk) -> ChatGenerationChunk:
     """Text, reasoning and log probabilities of one event."""
-    message = AIMessageChunk(content=chunk.text)
-    if chunk.reasoning:
-        message.additional_kwargs = {"reasoning_content": chunk.reasoning}
-    if chunk.logprobs:
-        message.response_metadata = {"logprobs": {"content": logprob_rows(chunk.logprobs)}}
-    return ChatGenerationChunk(message=message)
+    return text_chunk(
+        chunk.text,
+        {"reasoning_content": chunk.reasoning} if chunk.reasoning else {},
+        {"logprobs": {"content": logprob_rows(chunk.logprobs)}} if chunk.logprobs else {},
+    )
 
 
 def _piece(index: int, id: str | None, name: str | None, arguments: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -315,6 +316,12 @@ class EngineKitChat(Generating, BaseChatModel):
             if (value := values[name]) is not None and value != {}
         }
 
+    def _get_invocation_params(
+        self, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        # What the base class computes, without its detour over a deprecated method.
+        return {**self._identifying_params, "_type": self._llm_type, "stop": stop, **kwargs}
+
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # What a project file says is not among the fields but changes the answer.
         resolved = {
@@ -329,6 +336,11 @@ class EngineKitChat(Generating, BaseChatModel):
         params["ls_model_type"] = "chat"
         return params
 
+
+# langchain-core inspects the bound method on each call; a signature at hand saves most of that.
+_methods: tuple[Any, ...] = (EngineKitChat._generate, EngineKitChat._agenerate)
+for _method in _methods:
+    _method.__signature__ = inspect.signature(_method)
 
 ChatEngineKit = EngineKitChat
 """The same class under the name that LangChain's own conventions give it."""
