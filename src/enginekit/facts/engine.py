@@ -90,6 +90,7 @@ class EngineProfile:
         min_context: the smallest window such a server is known to start with, in tokens.
         roles: what it is used for: `local`, `desktop`, `edge`, `server`, `cluster`, `production`.
         memory: how it takes memory: `grow`, `preallocate` or `file` (mapped weights).
+        sizing: name of the policy in `enginekit.sizing.policy`; empty: the one `memory` implies.
         weight_formats: `gguf`, `safetensors`, `mlc`.
         model_id: which form of a model name it wants: `any`, `served`, `tag`, `hub`.
         tested: server versions seen running, oldest first.
@@ -109,6 +110,7 @@ class EngineProfile:
     min_context: int = 2048
     roles: frozenset[str] = frozenset()
     memory: Literal["grow", "preallocate", "file"] = "grow"
+    sizing: str = ""
     weight_formats: tuple[str, ...] = ()
     model_id: Literal["any", "served", "tag", "hub"] = "served"
     tested: tuple[str, ...] = ()

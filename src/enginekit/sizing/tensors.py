@@ -169,9 +169,14 @@ def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
                 name="position_embd",
                 role="embedding",
                 row=hidden,
-                rows=spec.context_length + 2,
+                rows=spec.context_length,
                 fixed="F32",
             ),
+            -1,
+        )
+    if not spec.causal and traits.bias:
+        yield (
+            TensorShape(name="token_types", role="embedding", row=hidden, rows=2, fixed="F32"),
             -1,
         )
     if spec.per_layer_embedding:
@@ -352,7 +357,11 @@ def _recurrent(state: Recurrent, hidden: int, traits: Traits) -> Iterator[Tensor
             yield TensorShape(name="ssm_dt", role=role, row=rank, rows=inner)
             conv_width = inner
         yield TensorShape(name="ssm_out", role=role, row=inner, rows=hidden)
-        yield _vector("ssm_vectors", 3 * (state.heads or inner) + inner + conv_width)
+        if state.kind == "mamba1":
+            # Biases of dt and the convolution, D, and A, which Mamba-1 keeps per channel and state.
+            yield _vector("ssm_vectors", (3 + state.state) * inner)
+        else:
+            yield _vector("ssm_vectors", 3 * state.heads + inner + conv_width)
     elif state.kind == "shortconv":
         yield TensorShape(name="shortconv.in_proj", role=role, row=hidden, rows=3 * hidden)
         yield TensorShape(name="shortconv.out_proj", role=role, row=hidden, rows=hidden)
@@ -361,6 +370,5 @@ def _recurrent(state: Recurrent, hidden: int, traits: Traits) -> Iterator[Tensor
         for name in ("q", "k", "v", "output", "gate"):
             yield TensorShape(name=f"attn_{name}", role=role, row=hidden, rows=inner or hidden)
         return
-    yield TensorShape(
-        name="ssm_conv1d", role=role, row=max(state.conv, 1), rows=conv_width, fixed="F32"
-    )
+    conv = "shortconv.conv" if state.kind == "shortconv" else "ssm_conv1d"
+    yield TensorShape(name=conv, role=role, row=max(state.conv, 1), rows=conv_width, fixed="F32")

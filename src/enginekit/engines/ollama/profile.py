@@ -114,6 +114,7 @@ PROFILE: Final = EngineProfile(
     min_context=SMALLEST_WINDOW,
     roles=frozenset({"local", "desktop"}),
     memory="file",
+    sizing="tiered-context",
     weight_formats=("gguf", "safetensors"),
     model_id="tag",
     tested=("0.33.0-rc2",),

@@ -1,0 +1,276 @@
+"""What would make a model fit, which command says so, and what a person should know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from enginekit.facts.machine import Machine
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.outcome import Fix, Verdict
+from enginekit.sizing.policy import GIB
+from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.quantization import gguf_label, weight_format
+from enginekit.sizing.split import Placement, largest, layered
+
+Sizer = Allocation | Pooling
+Place = Placement | Shards
+
+_LEAST_CONTEXT: Final = 1024
+"""A smaller context is no help to anybody."""
+
+_FEWER_BITS: Final = 4.3
+"""Below so many bits per weight answers get visibly worse."""
+
+
+def excess(sizer: Sizer, setting: Setting, place: Place, *, margin: bool = True) -> int:
+    """Bytes missing on the tightest device."""
+    if isinstance(sizer, Allocation):
+        assert isinstance(place, Placement)
+        return sizer.excess(setting, place, margin=margin)
+    assert isinstance(place, Shards)
+    return sizer.excess(setting, place, margin=margin)
+
+
+def fixes(
+    sizer: Sizer, setting: Setting, model: ModelSpec, largest_context: int, verdict: Verdict
+) -> tuple[Fix, ...]:
+    """Single changes that make it fit on the GPUs, then host memory, cheapest loss first.
+
+    If no single change is enough, one combination is tried: the least context, a small cache and
+    the smallest quantization.
+    """
+    place = sizer.places()[-1]
+    flags = sizer.policy.flags
+    found: list[Fix] = []
+
+    def fits(tried: Setting) -> bool:
+        return excess(sizer, tried, place) <= 0
+
+    found += _fewer_sequences(sizer, setting, place)
+    for kind in sizer.policy.cache_types:
+        if kind == setting.cache_type or not fits(replace(setting, cache_type=kind)):
+            continue
+        loss = "hardly measurable" if kind in ("q8_0", "fp8", "fp8_e5m2") else "long answers drift"
+        found.append(_fix(f"{kind} cache", loss, _flag(flags, "cache_type", kind), sizer, place))
+        break
+    if setting.users > 1:
+        users = largest(lambda n: excess(sizer, replace(setting, users=n), place), 1, setting.users)
+        if 1 <= users < setting.users:
+            flag = _flag(flags, "users", str(users))
+            found.append(_fix(f"{users} users", "others wait", flag, sizer, place))
+    found += _smaller_context(sizer, setting, place)
+    found += _smaller_weights(sizer, setting, place)
+    if isinstance(sizer, Allocation) and sizer.devices.gpus and verdict != "fits":
+        offloaded = sizer.offloaded(setting)
+        if offloaded is not None:
+            found.append(_offload(sizer, offloaded))
+    if not found and verdict != "fits":
+        found += _together(sizer, setting, place)
+    if not found:
+        found += _more_gpus(sizer, setting)
+    return tuple(found)
+
+
+def _flag(flags: Mapping[str, str], name: str, value: str) -> str:
+    return flags.get(name, "").format(value)
+
+
+def _fix(change: str, cost: str, flags: str, sizer: Sizer, place: Place) -> Fix:
+    return Fix(change=change, cost=cost, flags=flags, where=sizer.where(place))  # type: ignore[arg-type]
+
+
+def _fewer_sequences(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    if not isinstance(sizer, Pooling) or sizer.compiled:
+        return []
+    assert isinstance(place, Shards)
+    _, rows = sizer.rows(place, setting.users)
+    own = sizer.own_rows
+    try:
+        for tried in (256, 128, 64, 32, 16):
+            if tried >= rows or tried < setting.users:
+                continue
+            sizer.own_rows = tried
+            if sizer.excess(setting, place) <= 0:
+                flag = _flag(sizer.policy.flags, "sequences", str(tried))
+                cost = "fewer requests run at once"
+                return [_fix(f"max_num_seqs {tried}", cost, flag, sizer, place)]
+    finally:
+        sizer.own_rows = own
+    return []
+
+
+def _smaller_context(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    most = (setting.context - 1) // 256
+    steps = largest(lambda n: excess(sizer, replace(setting, context=n * 256), place), 4, most)
+    if steps * 256 < _LEAST_CONTEXT:
+        return []
+    tokens = steps * 256
+    total = tokens * setting.users if isinstance(sizer, Allocation) else tokens
+    flag = _flag(sizer.policy.flags, "context", str(total))
+    return [_fix(f"context {tokens}", "less past is seen", flag, sizer, place)]
+
+
+def _bits(name: str) -> float:
+    label = gguf_label(name)
+    if label:
+        from enginekit.sizing.weights import typical_bits
+
+        return typical_bits(label, 8_000_000_000)
+    other = weight_format(name)
+    return float(other.bits) if other else 16.0
+
+
+def _smaller_weights(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    now = _bits(setting.quantization)
+    for name in sizer.policy.ladder:
+        bits = _bits(name)
+        if bits >= now or excess(sizer, replace(setting, quantization=name), place) > 0:
+            continue
+        cost = "answers get worse" if bits < _FEWER_BITS else "little, if it is a good conversion"
+        return [_fix(name, cost, "", sizer, place)]
+    return []
+
+
+def _offload(sizer: Allocation, place: Placement) -> Fix:
+    flags = sizer.policy.flags
+    if place.host_experts:
+        change = f"experts of {place.host_experts} layers in RAM"
+        flag = _flag(flags, "host_experts", str(place.host_experts))
+    else:
+        kept = sizer.n - place.host_layers if place.gpus else 0
+        change = f"{kept} of {sizer.n} layers on GPUs"
+        flag = _flag(flags, "layers", str(kept))
+    return Fix(change=change, cost="several times slower", flags=flag, where=sizer.where(place))
+
+
+def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    kind = sizer.policy.cache_types[min(1, len(sizer.policy.cache_types) - 1)]
+    for name in sizer.policy.ladder:
+        if _bits(name) > _bits(setting.quantization):
+            continue
+        for users in dict.fromkeys((setting.users, 1)):
+            tried = replace(
+                setting,
+                quantization=name,
+                cache_type=kind,
+                users=users,
+                context=min(setting.context, 4096),
+            )
+            if excess(sizer, tried, place) <= 0:
+                parts = [name, f"{kind} cache", f"context {tried.context}"]
+                if users != setting.users:
+                    parts.append("1 user")
+                return [_fix(" + ".join(parts), "all of these", "", sizer, place)]
+    return []
+
+
+def _more_gpus(sizer: Sizer, setting: Setting) -> list[Fix]:
+    """How many GPUs like the best one it would take, up to 64."""
+    original = sizer.devices
+    if not original.gpus or original.gpus[0].shared:
+        return []
+    one = original.gpus[0]
+    short = excess(sizer, setting, sizer.places()[-1]) * len(original.gpus)
+    first = len(original.gpus) + max(1, short // max(one.budget, 1))
+    counts = range(first, first + 8) if isinstance(sizer, Allocation) else (2, 4, 8, 16, 32, 64)
+    try:
+        for count in counts:
+            if not len(original.gpus) < count <= 64:
+                continue
+            sizer.devices = replace(original, gpus=(one,) * count)
+            place: Place = (
+                layered(sizer.n, sizer.devices.gpus)
+                if isinstance(sizer, Allocation)
+                else sizer.places()[-1]
+            )
+            if excess(sizer, setting, place) <= 0:
+                return [Fix(change=f"{count} x {one.name}", cost="hardware", where="several GPUs")]
+    finally:
+        sizer.devices = original
+    return []
+
+
+def command(
+    sizer: Sizer, setting: Setting, place: Place, model: ModelSpec, source: str = ""
+) -> str:
+    """The command line that this plan means. `source` is a local file or folder, if there is one."""
+    policy, flags = sizer.policy, sizer.policy.flags
+    parts: list[str] = []
+    if isinstance(sizer, Allocation):
+        assert isinstance(place, Placement)
+        parts.append(_flag(flags, "context", str(setting.context * setting.users)))
+        parts.append(_flag(flags, "users", str(setting.users)))
+        if place.host_experts:
+            parts.append(_flag(flags, "host_experts", str(place.host_experts)))
+        elif sizer.devices.gpus:
+            kept = sizer.n - place.host_layers if place.gpus else 0
+            whole = place.gpus and not place.host_layers
+            parts.append(
+                flags.get("all_layers", "") if whole else _flag(flags, "layers", str(kept))
+            )
+        if sizer.ubatch != policy.ubatch:
+            parts.append(_flag(flags, "ubatch", str(sizer.ubatch)))
+    else:
+        assert isinstance(place, Shards)
+        parts.append(_flag(flags, "context", str(setting.context)))
+        if sizer.own_rows is not None:
+            parts.append(_flag(flags, "sequences", str(sizer.own_rows)))
+        if place.tensor > 1:
+            parts.append(_flag(flags, "tensor", str(place.tensor)))
+        if place.pipeline > 1:
+            parts.append(_flag(flags, "pipeline", str(place.pipeline)))
+        parts.append(_utilization(sizer, place))
+    if setting.cache_type != policy.cache_types[0]:
+        parts.append(_flag(flags, "cache_type", setting.cache_type))
+    words = [part for part in parts if part]
+    environment = [word for word in words if word.split("=")[0].isupper()]
+    rest = [word for word in words if word not in environment]
+    if source:
+        shown = policy.file_option.format(source)
+    else:
+        name = getattr(model.names, policy.names) or model.name
+        shown = policy.repo_option.format(name=name, quantization=setting.quantization)
+    return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
+
+
+def _utilization(sizer: Pooling, place: Shards) -> str:
+    """Needed where something else already holds more of the GPU than the default leaves."""
+    share = min((gpu.free / gpu.total for gpu in place.gpus if gpu.total), default=1.0)
+    if share >= sizer.policy.utilization or place.gpus[0].host:
+        return ""
+    return _flag(sizer.policy.flags, "utilization", f"{int(share * 100) / 100:.2f}")
+
+
+def notes(
+    sizer: Sizer, setting: Setting, place: Place, model: ModelSpec, machine: Machine
+) -> tuple[str, ...]:
+    """What the numbers do not say."""
+    said: list[str] = [*sizer.devices.excluded, *sizer.policy.notes]
+    if not model.known_layout:
+        said.append(
+            f"unknown attention layout ({model.architecture}): the cache is a range, not a number"
+        )
+    if model.context_length and setting.context > model.context_length:
+        said.append(f"trained for {model.context_length} tokens only")
+    if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
+        said.append(sizer.policy.cpu_note)
+    label = setting.quantization
+    other = None if gguf_label(label) else weight_format(label)
+    kind = "gguf" if gguf_label(label) and label not in sizer.policy.ladder else ""
+    kind = other.format if other is not None and not kind else kind
+    if kind and kind not in sizer.policy.formats and kind != "unknown":
+        said.append(f"{label} is a {kind} format; this engine loads {sizer.policy.formats[0]}")
+    if isinstance(place, Shards) and place.tensor > max(model.kv_heads, 1) and not model.mla:
+        said.append(f"{model.kv_heads} KV heads over {place.tensor} GPUs: the cache is replicated")
+    shm = machine.memory.shm_bytes
+    if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:
+        said.append("shared memory is under 1 GiB: start the container with --ipc=host")
+    if model.projector_bytes:
+        said.append("the image projector is counted")
+    if sizer.calibration.sentence:
+        said.append(sizer.calibration.sentence)
+    said.extend(model.notes)
+    return tuple(dict.fromkeys(said))

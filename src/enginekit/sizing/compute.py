@@ -1,0 +1,150 @@
+"""Memory that computing needs beside weights and cache: graphs, activations, sampling.
+
+llama.cpp's compute buffer follows a closed form, measured on 45 models (build b11434). The pool
+engines run one dummy batch at start; what it peaks at is theirs for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.policy import MIB, Policy, Triple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """llama.cpp's compute buffer on one device, in bytes."""
+
+    layers: int
+    """Widest layer for one micro-batch."""
+    head: int
+    """Logit rows; wins over `layers` where every token has one."""
+    mask: int
+    """Attention mask, growing with the context."""
+
+    @property
+    def total(self) -> int:
+        """The buffer: layers and head are never alive together, the mask always is."""
+        return max(self.layers, self.head) + self.mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """Elements per token of the widest layer, with and without flash attention."""
+
+    layer: int
+    without_flash: int
+    heads: int
+    layer_embedding: int
+
+
+@lru_cache(maxsize=1024)
+def _widths(spec: ModelSpec) -> _Widths:
+    hidden, experts = spec.hidden, spec.experts
+    widest = 5 * hidden
+    plain = 0
+    for layer in set(spec.layers):
+        if layer.ffn:
+            widest = max(widest, 5 * hidden + 3 * layer.ffn)
+        if layer.moe and experts is not None:
+            used = 3 * experts.used * experts.ffn
+            # Biased experts (gpt-oss) add into one row; others keep a row per expert in use.
+            rows = 0 if spec.architecture == "gpt-oss" else experts.used * hidden
+            widest = max(widest, 5 * hidden + used + rows)
+        if layer.attention == "mla":
+            attention = 5 * hidden + 1344 * layer.heads
+            widest, plain = max(widest, attention), max(plain, attention)
+        elif layer.heads:
+            wide = max(hidden, layer.heads * layer.key_dim)
+            plain = max(plain, 6 * wide + 2 * layer.kv_heads * layer.key_dim)
+    embedded = 256 * spec.n_layers if spec.per_layer_embedding else 0
+    return _Widths(layer=widest, without_flash=plain, heads=spec.heads, layer_embedding=embedded)
+
+
+def llamacpp_compute(
+    spec: ModelSpec,
+    context: int,
+    *,
+    ubatch: int = 512,
+    outputs: int = 1,
+    sliding_cells: int = 0,
+    flash: bool = True,
+    copies: int = 1,
+) -> Compute:
+    """The compute buffer of one device that holds at least one layer.
+
+    Args:
+        spec: the model.
+        context: `-c`, over all slots together.
+        ubatch: `-ub`.
+        outputs: rows with logits: slots × (1 + draft tokens) in llama-server, `ubatch` in
+            embedding servers, llama-cli and llama-bench.
+        sliding_cells: cells of a sliding layer; 0 without.
+        flash: flash attention; without it the score matrix of one layer is alive.
+        copies: 4 where layers are split over several GPUs (pipeline parallelism).
+    """
+    width = _widths(spec)
+    per_row = 4 * ubatch
+    layers = per_row * (width.layer + width.layer_embedding)
+    # Measured 5 or 6 rows of the hidden width beside the logits on CPU, 1 or 2 on CUDA.
+    head = 4 * outputs * spec.vocab + per_row * 6 * spec.hidden
+    mask = 2 * ubatch * (context + sliding_cells) * copies
+    if not flash:
+        mask *= 2
+        layers = max(layers, per_row * (width.without_flash + context * width.heads))
+    return Compute(layers=layers, head=head, mask=mask)
+
+
+def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple:
+    """Inputs and masks that a GPU build keeps in host memory."""
+    base = 4 * ubatch * spec.hidden
+    return base + 2 * ubatch * context, base + 2 * ubatch * context, base + 4 * ubatch * context
+
+
+def rows_of(policy: Policy, smallest_gpu: int) -> tuple[int, int]:
+    """Batched tokens and sequences that a pool engine takes by default on GPUs of that size."""
+    for least, tokens, sequences in policy.rows:
+        if smallest_gpu >= least:
+            return tokens, sequences
+    return 2048, 256
+
+
+@lru_cache(maxsize=2048)
+def _layer_peak(spec: ModelSpec, tensor_parallel: int) -> int:
+    """Bytes per batched token of the widest layer in 16 bits."""
+    widest = 0
+    for layer in set(spec.layers):
+        wide = 3 * layer.ffn // tensor_parallel
+        if layer.moe and spec.experts is not None:
+            used, width = spec.experts.used, spec.experts.ffn // tensor_parallel
+            wide = max(wide, used * (max(2 * width, spec.hidden) + width))
+        widest = max(widest, wide)
+    return 2 * (2 * spec.hidden + widest)
+
+
+def pool_compute(
+    spec: ModelSpec,
+    policy: Policy,
+    *,
+    sequences: int,
+    batched_tokens: int,
+    tensor_parallel: int = 1,
+    eager: bool = False,
+) -> Triple:
+    """Activations and graphs of one GPU of a pool engine, low, expected and high.
+
+    The profiling run ends in the sampler: `sequences` rows of the whole vocabulary, whatever the
+    model's size. The widest layer of the dummy batch matters only with few sequences.
+    """
+    layer = _layer_peak(spec, tensor_parallel) * batched_tokens
+    rows = sequences * spec.vocab
+    low, expected, high = (round(per * rows) for per in policy.sampler_bytes)
+    graphs = (0, 0, 0) if eager else policy.graphs_moe if spec.experts else policy.graphs
+    slack = 150 * MIB
+    return (
+        max(low, layer // 2) + graphs[0],
+        max(expected, layer) + graphs[1],
+        max(high, layer) + slack + graphs[2],
+    )

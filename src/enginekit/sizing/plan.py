@@ -1,0 +1,335 @@
+"""One model, one machine, one way of taking memory: what fits, how much of it, how fast, and why.
+
+`plan()` is pure and takes under a millisecond once model and machine are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from enginekit.facts.machine import Machine
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing import advice
+from enginekit.sizing.advice import excess
+from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.budget import Devices, devices
+from enginekit.sizing.calibration import Calibration
+from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Speed, Verdict
+from enginekit.sizing.policy import CONTEXT, GIB, Policy
+from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.quantization import gguf_label, weight_format
+from enginekit.sizing.speed import estimate
+from enginekit.sizing.split import Placement, largest
+from enginekit.sizing.stages import allocated_stages, pooled_stages, shard_words, split_words
+
+MOST_USERS: Final = 4096
+_STEP: Final = 256
+
+
+def plan(
+    model: ModelSpec,
+    machine: Machine,
+    *,
+    policy: Policy = CONTEXT,
+    quantization: str | None = None,
+    context: int | None = None,
+    users: int = 1,
+    cache_type: str | None = None,
+    ubatch: int | None = None,
+    sequences: int | None = None,
+    flash: bool = True,
+    eager: bool = False,
+    calibration: Calibration | None = None,
+    source: str = "",
+) -> Plan:
+    """Say whether and how a model runs on a machine.
+
+    Args:
+        model: facts of the model.
+        machine: facts of the machine.
+        policy: how the engine takes memory; `policy_of(profile)` gives an engine's.
+        quantization: label or format; None: the file's own, else the policy's usual one.
+        context: tokens per user; None: what the engine itself would choose.
+        users: concurrent requests of full length (slots).
+        cache_type: element type of K and V; None: the engine's default.
+        ubatch: micro-batch (`-ub`).
+        sequences: `max_num_seqs` of pool engines; None: the engine's default for the GPU.
+        flash: whether flash attention is on.
+        eager: no CUDA graphs.
+        calibration: measured loads that correct the estimate of the same engine and architecture.
+        source: the local file or folder that the command line should name.
+
+    Raises:
+        ValueError: an unknown quantization or cache type, or a number below one.
+    """
+    if users < 1 or (context is not None and context < 1):
+        raise ValueError("context and users count from 1")
+    found = devices(machine, policy)
+    quantization = quantization or _default_quantization(model, policy)
+    types = policy.cache_types
+    setting = Setting(quantization, context or 0, users, cache_type or types[0])
+    if policy.allocation == "allocate":
+        sizer: Allocation | Pooling = Allocation(model, policy, found, ubatch or policy.ubatch)
+        assert isinstance(sizer, Allocation)
+        sizer.flash = flash
+    else:
+        sizer = Pooling(model, policy, found, sequences=sequences, eager=eager)
+    if calibration is not None:
+        sizer.calibration = calibration
+    setting, why = _with_context(sizer, setting, model, context)
+    return _answer(sizer, setting, why, model, machine, source)
+
+
+def _default_quantization(model: ModelSpec, policy: Policy) -> str:
+    own = model.quantization
+    if own and model.format in policy.formats:
+        return own
+    other = None if gguf_label(own) else weight_format(own)
+    if other is not None and other.format in policy.formats:
+        return own
+    if own and gguf_label(own) and "gguf" in policy.formats:
+        return own
+    return policy.default_quantization
+
+
+def _with_context(
+    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, asked: int | None
+) -> tuple[Setting, str]:
+    trained = model.context_length or 4096
+    if asked is not None:
+        return setting, "as asked"
+    if not model.causal:
+        return replace(setting, context=trained), "all that the encoder reads"
+    tiers = sizer.policy.context_tiers
+    if tiers:
+        memory = sum(gpu.total for gpu in sizer.devices.gpus)
+        tokens = next(tokens for least, tokens in tiers if memory >= least)
+        why = f"this engine's default for {memory / GIB:.0f} GiB of GPU memory"
+        return replace(setting, context=min(tokens, trained)), why
+    best = _largest_context(sizer, setting, model, offload=False)
+    least = min(sizer.policy.least_context, trained)
+    if best >= trained:
+        return replace(setting, context=trained), "all that it was trained for"
+    if best >= least:
+        return replace(setting, context=best), "the largest that fits"
+    return replace(setting, context=least), "the least an automatic context is shrunk to"
+
+
+def _largest_context(
+    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, *, offload: bool = True
+) -> int:
+    """Largest context per user, wholly on GPUs if that is possible at all."""
+    trained = model.context_length or 1 << 17
+    if not model.causal:
+        return trained
+    steps = -(-trained // _STEP)
+
+    def search(place: Placement | Shards) -> int:
+        def over(step: int) -> int:
+            tried = replace(setting, context=min(step * _STEP, trained))
+            return excess(sizer, tried, place)
+
+        return min(max(largest(over, 1, steps), 0) * _STEP, trained)
+
+    best = 0
+    for place in sizer.places():
+        best = max(best, search(place))
+        if best >= trained:
+            return trained
+    if best or not offload or isinstance(sizer, Pooling):
+        return best
+    for tried in (setting.context or _STEP, _STEP):
+        place = sizer.offloaded(replace(setting, context=tried))
+        if place is not None:
+            return max(search(place), search(sizer.whole(0)))
+    return 0
+
+
+def choose(
+    sizer: Allocation | Pooling, setting: Setting
+) -> tuple[Verdict, Placement | Shards | None]:
+    """The first placement that fits, else that is tight, else the one to show what is missing."""
+    places = sizer.places()
+    for place in places:
+        if excess(sizer, setting, place) <= 0:
+            return "fits", place
+    if isinstance(sizer, Allocation):
+        place_off = sizer.offloaded(setting)
+        if place_off is not None:
+            return "fits", place_off
+    for place in places:
+        if excess(sizer, setting, place, margin=False) <= 0:
+            return "tight", place
+    if isinstance(sizer, Allocation):
+        place_off = sizer.offloaded(setting, margin=False)
+        if place_off is not None:
+            return "tight", place_off
+    return "no", places[-1] if places else None
+
+
+def _answer(
+    sizer: Allocation | Pooling,
+    setting: Setting,
+    why: str,
+    model: ModelSpec,
+    machine: Machine,
+    source: str,
+) -> Plan:
+    policy, found = sizer.policy, sizer.devices
+    verdict, place = choose(sizer, setting)
+    if place is None:
+        return _unusable(sizer, setting, why, model, machine)
+    if isinstance(sizer, Allocation):
+        assert isinstance(place, Placement)
+        shown = sizer.devices_of(setting, place)
+        where = sizer.where(place)
+        method = sizer.tables(setting)[0].found.method
+        stages, split = allocated_stages(sizer, setting, place), split_words(place, model)
+        tensor = pipeline = 1
+        pool_tokens, load = 0, sizer.tables(setting)[0].found.total
+        host_layers, host_experts = place.host_layers, place.host_experts
+    else:
+        assert isinstance(place, Shards)
+        shown = sizer.devices_of(setting, place)
+        where = sizer.where(place)
+        method = sizer.weights(setting.quantization).found.method
+        stages, split = pooled_stages(sizer, setting, place), shard_words(place)
+        tensor, pipeline = place.tensor, place.pipeline
+        pool_tokens = sizer.tokens(setting, place)
+        load = sizer.weights(setting.quantization).found.total
+        host_layers = host_experts = 0
+    largest_context = _largest_context(sizer, setting, model)
+    on_gpu = where in ("one GPU", "several GPUs") or not found.gpus
+    settled = verdict == "fits" and on_gpu
+    return Plan(
+        model=model.name,
+        machine=machine.name or "this computer",
+        policy=policy.name,
+        quantization=setting.quantization,
+        context=setting.context,
+        context_reason=why,
+        users=setting.users,
+        cache_type=setting.cache_type,
+        verdict=verdict,
+        where="nowhere" if verdict == "no" else where,
+        split=split,
+        devices=shown,
+        binding=_binding(shown),
+        largest_context=largest_context,
+        most_users=_most_users(sizer, setting, place, verdict),
+        quantizations=_ladder(sizer, setting),
+        fixes=() if settled else advice.fixes(sizer, setting, model, largest_context, verdict),
+        speed=estimate(
+            model,
+            stages,
+            quantization=setting.quantization,
+            context=setting.context,
+            users=setting.users,
+            load_bytes=load,
+            startup=policy.startup,
+            wide=policy.allocation == "pool",
+        ),
+        command=advice.command(sizer, setting, place, model, source),
+        notes=advice.notes(sizer, setting, place, model, machine),
+        weights_method=method,
+        host_layers=host_layers,
+        host_expert_layers=host_experts,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        pool_tokens=pool_tokens,
+    )
+
+
+def _unusable(
+    sizer: Allocation | Pooling, setting: Setting, why: str, model: ModelSpec, machine: Machine
+) -> Plan:
+    found: Devices = sizer.devices
+    reason = "; ".join(found.excluded) or "no GPU, and this engine has no CPU build"
+    return Plan(
+        model=model.name,
+        machine=machine.name or "this computer",
+        policy=sizer.policy.name,
+        quantization=setting.quantization,
+        context=setting.context,
+        context_reason=why,
+        users=setting.users,
+        cache_type=setting.cache_type,
+        verdict="no",
+        where="nowhere",
+        split="",
+        devices=(),
+        binding=reason,
+        largest_context=0,
+        most_users=0,
+        quantizations=(),
+        fixes=(),
+        speed=Speed(
+            decode=None, decode_full=None, decode_total=None, prefill=None,
+            load_seconds=(0.0, 0.0, 0.0), reason=reason,
+        ),
+        command="",
+        notes=(reason,),
+        weights_method="",
+    )  # fmt: skip
+
+
+def _binding(shown: tuple[DevicePlan, ...]) -> str:
+    """The fullest device and its largest term."""
+    worst = min(shown, key=lambda device: device.spare / max(device.limit, 1))
+    if not worst.terms:
+        return worst.name
+    term = max(worst.terms.items(), key=lambda item: item[1].expected)[0]
+    label = worst.name if worst.index < 0 else f"GPU {worst.index} ({worst.name})"
+    return f"{term} on {label}"
+
+
+def _most_users(
+    sizer: Allocation | Pooling, setting: Setting, place: Placement | Shards, verdict: Verdict
+) -> int:
+    if verdict == "no":
+        places: list[Placement | Shards] = [*sizer.places()]
+    elif isinstance(place, Placement) and (place.host_layers or place.host_experts):
+        places = [place]
+    else:
+        places = [*sizer.places()[-1:]]
+    best = 0
+    for tried in places:
+        best = max(
+            best,
+            largest(
+                lambda users, tried=tried: excess(sizer, replace(setting, users=users), tried),  # type: ignore[misc]
+                1,
+                MOST_USERS,
+            ),
+        )
+    return max(best, 0)
+
+
+def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[QuantizationFit, ...]:
+    names = list(sizer.policy.ladder)
+    if setting.quantization not in names:
+        names.insert(0, setting.quantization)
+    result = []
+    last = sizer.places()[-1]
+    for name in names:
+        tried = replace(setting, quantization=name)
+        verdict: Verdict = "no"
+        if excess(sizer, tried, last) <= 0:
+            verdict = "fits"
+        elif excess(sizer, tried, last, margin=False) <= 0:
+            verdict = "tight"
+        with_host = verdict == "fits"
+        if isinstance(sizer, Allocation):
+            size = sizer.tables(tried)[0].found.total
+            if not with_host and sizer.devices.gpus and sizer.policy.offload:
+                with_host = sizer.excess(tried, sizer.whole(0)) <= 0 or (
+                    sizer.spec.experts is not None
+                    and sizer.excess(tried, sizer._experts(sizer.n)) <= 0
+                )
+        else:
+            size = sizer.weights(name).found.total
+        result.append(
+            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=with_host)
+        )
+    return tuple(result)

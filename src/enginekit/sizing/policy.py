@@ -1,0 +1,273 @@
+"""How engines take memory, as data: the planner reads a policy and never an engine's name.
+
+`allocate`: exactly what the context needs, once, at load (llama.cpp and what starts it). `pool`: a
+share of the device, weights first, the rest becomes blocks of cache (vLLM, TGI, MLC LLM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal
+
+from enginekit.facts.engine import EngineProfile
+
+Backend = Literal["cuda", "rocm", "vulkan", "metal", "xpu", "cpu"]
+MIB: Final = 2**20
+GIB: Final = 2**30
+
+GGUF_LADDER: Final = (
+    "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K", "IQ2_XXS",
+)  # fmt: skip
+TENSOR_LADDER: Final = ("bf16", "fp8", "awq-int4-g128")
+MLC_LADDER: Final = ("q0f16", "q4f16_1", "q3f16_1")
+
+Triple = tuple[int, int, int]
+"""Low, expected, high; bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the arithmetic has to know of an engine. All sizes are bytes."""
+
+    name: str
+    allocation: Literal["allocate", "pool"]
+    formats: tuple[str, ...]
+    """Weight formats that it loads."""
+    ladder: tuple[str, ...]
+    """Quantizations to try, widest first."""
+    default_quantization: str
+    backends: Mapping[str, Backend]
+    """GPU vendor to backend; a vendor that is missing cannot be used."""
+    cpu: bool = True
+    """Whether the same build also runs without a GPU."""
+    cpu_note: str = ""
+    runtime: Mapping[str, Triple] = field(default_factory=dict)
+    """By backend: what a process takes on each device outside every engine log."""
+    margin: int = 0
+    """Left free on each GPU on purpose."""
+    utilization: float = 1.0
+    """Pool only: share of the device's total that may be taken."""
+    remainder: float = 1.0
+    """Pool only: share of what weights and activations leave that becomes cache."""
+    ubatch: int = 512
+    unified_slots: bool = True
+    context_tiers: tuple[tuple[int, int], ...] = ()
+    """Default context by total GPU memory: (at least so many bytes, tokens), largest first."""
+    least_context: int = 4096
+    """What an automatic context is never shrunk below."""
+    offload: bool = False
+    """Whether layers or experts may stay in host memory."""
+    split: Literal["layers", "tensor"] = "layers"
+    cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
+    """Cache element types, most exact first."""
+    sampler_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Pool only: bytes per row and vocabulary entry of the sampling peak."""
+    rows: tuple[tuple[int, int, int], ...] = ()
+    """Pool only: (GPU of at least so many bytes, batched tokens, sequences), largest first."""
+    graphs: Triple = (0, 0, 0)
+    graphs_moe: Triple = (0, 0, 0)
+    parallel_overhead: Triple = (0, 0, 0)
+    """What each GPU pays when several work on one tensor."""
+    expert_padding: Mapping[str, float] = field(default_factory=dict)
+    """Quantization to how much larger experts get when loaded."""
+    compute_capability: tuple[int, int] = (0, 0)
+    architectures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By vendor: architectures with kernels; a vendor that is missing is not restricted."""
+    token_limit: Mapping[str, int] = field(default_factory=dict)
+    """By backend: most tokens over all sequences."""
+    startup: tuple[float, float, float] = (0.3, 1.0, 3.0)
+    """Seconds beside reading the weights."""
+    command: str = ""
+    names: Literal["gguf", "hf", "ollama", "mlc"] = "hf"
+    """Whose name of a model the command takes."""
+    file_option: str = "{}"
+    """How the command takes a local file or folder."""
+    repo_option: str = "{name}"
+    """How it takes a name: `{name}` and `{quantization}`."""
+    flags: Mapping[str, str] = field(default_factory=dict)
+    """Setting to its spelling on the command line, `{}` for the value."""
+    notes: tuple[str, ...] = ()
+
+
+def _mib(low: int, expected: int, high: int) -> Triple:
+    return low * MIB, expected * MIB, high * MIB
+
+
+# llama.cpp issue 15860: 450-460 MiB on an RTX 4090; issue 27953: 749 MiB on an RTX PRO 6000.
+_LLAMACPP_RUNTIME: Final[Mapping[str, Triple]] = MappingProxyType(
+    {
+        "cuda": _mib(300, 460, 750),
+        "rocm": _mib(200, 400, 700),
+        "vulkan": _mib(64, 192, 400),
+        "xpu": _mib(100, 250, 500),
+        "metal": _mib(20, 64, 128),
+        "cpu": _mib(30, 64, 160),
+    }
+)
+_ANY_GPU: Final[Mapping[str, Backend]] = MappingProxyType(
+    {"nvidia": "cuda", "amd": "vulkan", "intel": "vulkan", "apple": "metal", "other": "vulkan"}
+)
+
+CONTEXT: Final = Policy(
+    name="context",
+    allocation="allocate",
+    formats=("gguf",),
+    ladder=GGUF_LADDER,
+    default_quantization="Q4_K_M",
+    backends=_ANY_GPU,
+    runtime=_LLAMACPP_RUNTIME,
+    margin=1024 * MIB,  # --fit-target
+    offload=True,
+    command="llama-server {model}",
+    names="gguf",
+    file_option="-m {}",
+    repo_option="-hf {name}:{quantization}",
+    flags={
+        "context": "-c {}",
+        "users": "-np {}",
+        "cache_type": "-ctk {0} -ctv {0}",
+        "all_layers": "-ngl 99",
+        "layers": "-ngl {}",
+        "host_experts": "-ngl 99 --n-cpu-moe {}",
+        "devices": "-dev {}",
+        "ubatch": "-ub {}",
+    },
+)
+"""llama.cpp (build b11434): the default `--fit-target` leaves 1024 MiB on each device."""
+
+TIERED: Final = Policy(
+    name="tiered-context",
+    allocation="allocate",
+    formats=("gguf",),
+    ladder=GGUF_LADDER,
+    default_quantization="Q4_K_M",
+    backends=_ANY_GPU,
+    # The 457 MiB (512 on Metal) that Ollama keeps per GPU are for the runtime context.
+    runtime={**_LLAMACPP_RUNTIME, "cuda": _mib(300, 457, 750), "metal": _mib(64, 512, 512)},
+    offload=True,
+    context_tiers=((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096)),
+    command="ollama run {model}",
+    names="ollama",
+    flags={
+        "context": "OLLAMA_CONTEXT_LENGTH={}",
+        "users": "OLLAMA_NUM_PARALLEL={}",
+        "cache_type": "OLLAMA_KV_CACHE_TYPE={}",
+        "layers": "num_gpu {}",
+    },
+)
+"""Ollama (August 2026): the context depends on all GPU memory together unless one is set."""
+
+PAGED: Final = Policy(
+    name="paged-pool",
+    allocation="pool",
+    formats=("safetensors",),
+    ladder=TENSOR_LADDER,
+    default_quantization="bf16",
+    backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
+    cpu_note="the CPU build is a different wheel",
+    runtime={
+        "cuda": _mib(120, 140, 400),
+        "rocm": _mib(120, 300, 600),
+        "xpu": _mib(120, 300, 600),
+        "cpu": _mib(400, 700, 1200),
+    },
+    utilization=0.92,
+    split="tensor",
+    cache_types=("auto", "fp8"),
+    # llm-d-benchmark, empirical vLLM memory: 38.4-39.6 B per row and entry; FlashInfer needs less.
+    sampler_bytes=(12.0, 38.5, 38.5),
+    rows=((160 * GIB, 16384, 1024), (70 * GIB, 8192, 1024), (0, 2048, 256)),
+    graphs=_mib(0, 150, 512),
+    graphs_moe=_mib(100, 512, 1100),
+    parallel_overhead=_mib(340, 430, 600),
+    expert_padding={"mxfp4": 1.06},
+    compute_capability=(7, 0),
+    architectures={
+        "amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1200", "gfx1201", "gfx1151")
+    },
+    startup=(20.0, 60.0, 120.0),
+    command="vllm serve {model}",
+    flags={
+        "context": "--max-model-len {}",
+        "sequences": "--max-num-seqs {}",
+        "cache_type": "--kv-cache-dtype {}",
+        "tensor": "--tensor-parallel-size {}",
+        "pipeline": "--pipeline-parallel-size {}",
+        "utilization": "--gpu-memory-utilization {}",
+    },
+)
+"""vLLM (0.32): 92 per cent of each GPU; profiling run and CUDA graphs counted inside."""
+
+WARMED: Final = Policy(
+    name="warmed-pool",
+    allocation="pool",
+    formats=("safetensors",),
+    ladder=TENSOR_LADDER,
+    default_quantization="bf16",
+    backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
+    cpu=False,
+    runtime={"cuda": _mib(300, 500, 800), "rocm": _mib(300, 500, 900), "xpu": _mib(300, 500, 900)},
+    remainder=0.90,  # TGI_WIGGLE_ROOM
+    split="tensor",
+    cache_types=("auto", "fp8_e5m2"),
+    sampler_bytes=(4.0, 12.0, 24.0),
+    rows=((0, 4096, 128),),
+    graphs=_mib(100, 300, 800),
+    graphs_moe=_mib(100, 500, 1100),
+    parallel_overhead=_mib(340, 430, 600),
+    compute_capability=(7, 0),
+    startup=(15.0, 40.0, 120.0),
+    command="text-generation-launcher --model-id {model}",
+    flags={
+        "context": "--max-total-tokens {}",
+        "sequences": "--max-batch-size {}",
+        "cache_type": "--kv-cache-dtype {}",
+        "tensor": "--num-shard {}",
+        "utilization": "--cuda-memory-fraction {}",
+    },
+)
+"""TGI: after a warm-up batch of 4096 tokens, 90 per cent of what is left becomes cache."""
+
+COMPILED: Final = Policy(
+    name="compiled-pool",
+    allocation="pool",
+    formats=("mlc",),
+    ladder=MLC_LADDER,
+    default_quantization="q4f16_1",
+    backends={"nvidia": "cuda", "amd": "vulkan", "intel": "vulkan", "apple": "metal"},
+    cpu=False,
+    runtime=_LLAMACPP_RUNTIME,
+    utilization=0.85,
+    split="tensor",
+    cache_types=("auto",),
+    sampler_bytes=(16.0, 16.0, 16.0),
+    rows=((0, 2048, 4),),
+    token_limit={"metal": 32768},
+    startup=(2.0, 8.0, 60.0),
+    command="mlc_llm serve {model}",
+    names="mlc",
+    flags={
+        "context": "--overrides context_window_size={}",
+        "sequences": "--overrides max_num_sequence={}",
+        "tensor": "--overrides tensor_parallel_shards={}",
+        "utilization": "--overrides gpu_memory_utilization={}",
+    },
+)
+"""MLC LLM: 85 per cent of the device; on Metal at most 32768 tokens over all sequences."""
+
+POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
+    {policy.name: policy for policy in (CONTEXT, TIERED, PAGED, WARMED, COMPILED)}
+)
+"""By the name that `EngineProfile.sizing` holds."""
+
+_BY_MEMORY: Final[Mapping[str, Policy]] = MappingProxyType(
+    {"file": CONTEXT, "grow": CONTEXT, "preallocate": PAGED}
+)
+
+
+def policy_of(profile: EngineProfile) -> Policy:
+    """The policy that a profile names, or the one its `memory` implies."""
+    found = POLICIES.get(profile.sizing)
+    return found if found is not None else _BY_MEMORY[profile.memory]

@@ -1,0 +1,237 @@
+"""Memory of an engine that takes a share of each GPU and fills it with cache blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.allocate import Setting
+from enginekit.sizing.budget import Device, Devices
+from enginekit.sizing.calibration import NONE
+from enginekit.sizing.compute import pool_compute, rows_of
+from enginekit.sizing.kv_cache import BlockPool, mlc_cache, vllm_pool
+from enginekit.sizing.outcome import Amount, DevicePlan, Where
+from enginekit.sizing.policy import Policy, Triple
+from enginekit.sizing.split import tensor_splits
+from enginekit.sizing.tables import WeightTable, weight_table
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """GPUs that hold one copy of the model."""
+
+    gpus: tuple[Device, ...]
+    tensor: int
+    pipeline: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What each GPU needs before any cache."""
+
+    weights: Triple
+    compute: Triple
+    runtime: Triple
+
+    def total(self, which: int) -> int:
+        """Low, expected or high of all three."""
+        return self.weights[which] + self.compute[which] + self.runtime[which]
+
+
+@lru_cache(maxsize=8192)
+def _vllm(spec: ModelSpec, length: int, dtype: str, shards: tuple[int, int, int]) -> BlockPool:
+    tensor, pipeline, batched = shards
+    return vllm_pool(
+        spec,
+        length,
+        dtype=dtype,
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        batched_tokens=batched,
+    )
+
+
+class Pooling:
+    """The arithmetic of one model under one pool policy on one set of devices."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        policy: Policy,
+        devices: Devices,
+        *,
+        sequences: int | None = None,
+        eager: bool = False,
+    ) -> None:
+        self.spec, self.policy, self.devices = spec, policy, devices
+        self.own_rows = sequences
+        self.eager = eager
+        self.calibration = NONE
+        self.compiled = "mlc" in policy.formats
+
+    def places(self) -> list[Shards]:
+        """GPU counts to try, fewest first; the CPU if the policy has such a build."""
+        gpus = self.devices.gpus
+        found = [
+            Shards(gpus[: tensor * pipeline], tensor, pipeline)
+            for tensor, pipeline in tensor_splits(self.spec, len(gpus))
+        ]
+        if not found and self.policy.cpu:
+            found.append(Shards((self.devices.host,), 1, 1))
+        return found
+
+    def rows(self, place: Shards, users: int) -> tuple[int, int]:
+        """Batched tokens and sequences of the start-up run."""
+        smallest = min((gpu.total for gpu in place.gpus), default=0)
+        tokens, sequences = rows_of(self.policy, smallest)
+        if self.own_rows is not None:
+            return tokens, self.own_rows
+        return tokens, max(sequences, users) if self.compiled else sequences
+
+    def weights(self, quantization: str) -> WeightTable:
+        """Weights with what loading adds to the experts."""
+        return weight_table(
+            self.spec, quantization, self.policy.expert_padding.get(quantization.lower(), 1.0)
+        )
+
+    def fixed(self, setting: Setting, place: Shards) -> Fixed:
+        """Weights, activations and runtime of one GPU."""
+        table = self.weights(setting.quantization)
+        parts = place.tensor * place.pipeline
+        tail = table.tail - table.tied_copy
+        size = table.layers[-1] // parts
+        # The first pipeline stage holds the input table, the last the output matrix.
+        size += (
+            max(table.embedding, tail) if place.pipeline > 1 else table.embedding + tail
+        ) // place.tensor
+        size += self.spec.projector_bytes // parts
+        batched, sequences = self.rows(place, setting.users)
+        compute = pool_compute(
+            self.spec,
+            self.policy,
+            sequences=sequences,
+            batched_tokens=batched,
+            tensor_parallel=place.tensor,
+            eager=self.eager,
+        )
+        if self.compiled:
+            work = 2 * (2 * batched + sequences) * self.spec.hidden
+            compute = (work + compute[0], work + compute[1], work + compute[2])
+        runtime = self.policy.runtime.get(place.gpus[0].backend, (0, 0, 0))
+        if parts > 1:
+            more = self.policy.parallel_overhead
+            runtime = (runtime[0] + more[0], runtime[1] + more[1], runtime[2] + more[2])
+        return Fixed(
+            weights=(int(size * table.low), size, int(size * table.high)),
+            compute=self.calibration.scaled("compute", compute),
+            runtime=self.calibration.scaled("runtime", runtime),
+        )
+
+    def room(self, setting: Setting, place: Shards, which: int = 1, *, margin: bool = True) -> int:
+        """Bytes of cache on the tightest GPU; `which` 2 is the cautious figure, 0 the hopeful."""
+        fixed = self.fixed(setting, place).total(which)
+        smallest = min(gpu.budget if margin else gpu.limit for gpu in place.gpus)
+        return int((smallest - fixed) * self.policy.remainder)
+
+    def request(self, setting: Setting, place: Shards) -> tuple[int, int]:
+        """Bytes on each GPU of one request of full length: expected and high."""
+        if not self.spec.causal or not self.spec.layers:
+            return 0, 0
+        if self.compiled:
+            size = mlc_cache(self.spec, setting.context) // (place.tensor * place.pipeline)
+            return size, size
+        batched = self.rows(place, setting.users)[0]
+        pool = _vllm(
+            self.spec, setting.context, setting.cache_type, (place.tensor, place.pipeline, batched)
+        )
+        return pool.request, pool.high
+
+    def excess(self, setting: Setting, place: Shards, *, margin: bool = True) -> int:
+        """Bytes missing on the tightest GPU for all users at full length; 0 or less: none."""
+        expected, high = self.request(setting, place)
+        users = max(setting.users, 1)
+        over = expected * users - self.room(setting, place, 1, margin=margin)
+        limit = min(
+            (self.policy.token_limit[gpu.backend] for gpu in place.gpus
+             if gpu.backend in self.policy.token_limit),
+            default=0,
+        )  # fmt: skip
+        if limit and setting.context * users > limit:
+            over = max(over, (setting.context * users - limit) * max(expected, 1) // max(
+                setting.context, 1
+            ))  # fmt: skip
+        if not margin:
+            return over
+        return max(over, high * users - self.room(setting, place, 2, margin=False))
+
+    def tokens(self, setting: Setting, place: Shards) -> int:
+        """Tokens that the pool holds for requests of this length."""
+        room = max(self.room(setting, place), 0)
+        request, _ = self.request(setting, place)
+        if not request:
+            return 0
+        if self.compiled:
+            return int(room * setting.context / request)
+        batched = self.rows(place, setting.users)[0]
+        pool = _vllm(
+            self.spec, setting.context, setting.cache_type, (place.tensor, place.pipeline, batched)
+        )
+        return pool.tokens(room)
+
+    def where(self, place: Shards) -> Where:
+        """The placement in a word."""
+        if place.gpus[0].host:
+            return "CPU"
+        return "one GPU" if len(place.gpus) == 1 else "several GPUs"
+
+    def devices_of(self, setting: Setting, place: Shards) -> tuple[DevicePlan, ...]:
+        """The result, device by device; all GPUs of a group look alike."""
+        fixed = self.fixed(setting, place)
+        expected, high = self.request(setting, place)
+        table = self.weights(setting.quantization)
+        sequences = self.rows(place, setting.users)[1]
+        users = max(setting.users, 1)
+        unknown = not self.spec.known_layout
+        reason = "unknown attention layout" if unknown else "whole blocks, all users at full length"
+        terms = {
+            "weights": _amount(fixed.weights, table.found.reason),
+            "cache": Amount(
+                low=0 if unknown else expected * users,
+                expected=expected * users,
+                high=high * users,
+                reason=reason,
+            ),
+            "compute": _amount(
+                fixed.compute,
+                f"{sequences} rows of {self.spec.vocab} logits when sampling; newer kernels need "
+                "a third",
+            ),
+            "runtime": _amount(fixed.runtime, f"{place.gpus[0].backend} libraries of the process"),
+        }
+        per_stage = self.spec.n_layers // max(place.pipeline, 1)
+        return tuple(
+            DevicePlan(
+                name=gpu.name,
+                index=gpu.index,
+                backend=gpu.backend,
+                terms={name: term for name, term in terms.items() if term.high},
+                total=gpu.total,
+                free=gpu.free,
+                limit=gpu.limit,
+                margin=gpu.margin,
+                budget_reason=gpu.reason,
+                layers=(
+                    (number // place.tensor) * per_stage,
+                    (number // place.tensor + 1) * per_stage
+                    if number // place.tensor < place.pipeline - 1
+                    else self.spec.n_layers,
+                ),
+                pool=max(int((gpu.budget - fixed.total(1)) * self.policy.remainder), 0),
+            )
+            for number, gpu in enumerate(place.gpus)
+        )
+
+
+def _amount(sizes: Triple, reason: str) -> Amount:
+    return Amount(low=sizes[0], expected=sizes[1], high=sizes[2], reason=reason)

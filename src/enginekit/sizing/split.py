@@ -1,0 +1,106 @@
+"""Where the layers go: devices in order, a part on the host, experts in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.budget import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Layers on devices.
+
+    `bounds[k]` to `bounds[k + 1]` are on `gpus[k]`; layers before `bounds[0]` are on the host, and
+    so are the routed experts of all layers before `host_experts`.
+    """
+
+    gpus: tuple[Device, ...]
+    bounds: tuple[int, ...]
+    host_experts: int = 0
+
+    @property
+    def host_layers(self) -> int:
+        """Whole layers in host memory."""
+        return self.bounds[0]
+
+    @property
+    def copies(self) -> int:
+        """Copies of inputs that llama.cpp keeps for pipelining over several GPUs."""
+        return 4 if len(self.gpus) > 1 else 1
+
+
+def layered(
+    n_layers: int, gpus: tuple[Device, ...], first: int = 0, host_experts: int = 0
+) -> Placement:
+    """llama.cpp's own split: by count, in proportion to what each device has.
+
+    The output matrix counts as one more layer behind the last.
+    """
+    if not gpus:
+        return Placement(gpus=(), bounds=(n_layers,))
+    budgets = [max(gpu.budget, 1) for gpu in gpus]
+    units, total = n_layers - first + 1, sum(budgets)
+    bounds, running = [first], 0
+    for budget in budgets[:-1]:
+        running += budget
+        bounds.append(min(first - (-running * units // total), n_layers))
+    bounds.append(n_layers)
+    return Placement(gpus=gpus, bounds=tuple(bounds), host_experts=host_experts)
+
+
+def gpu_counts(available: int) -> tuple[int, ...]:
+    """How many GPUs to try: 1, 2, 4, … and all."""
+    counts = []
+    count = 1
+    while count < available:
+        counts.append(count)
+        count *= 2
+    return (*counts, available) if available else ()
+
+
+def tensor_splits(spec: ModelSpec, available: int) -> Iterator[tuple[int, int]]:
+    """Tensor and pipeline parallel degrees that an engine accepts, fewest GPUs first.
+
+    Heads must divide evenly. Pipeline stages are tried where tensor parallelism alone cannot use
+    the GPUs.
+    """
+    heads = max(spec.heads, 1)
+    seen = set()
+    for count in gpu_counts(available):
+        tensor = next(t for t in range(count, 0, -1) if heads % t == 0 and count % t == 0)
+        pipeline = min(count // tensor, max(spec.n_layers, 1))
+        if (tensor, pipeline) not in seen:
+            seen.add((tensor, pipeline))
+            yield tensor, pipeline
+
+
+def largest(fits: Callable[[int], int], low: int, high: int) -> int:
+    """The largest `n` in `low..high` with `fits(n) <= 0`, for a function that never falls.
+
+    Interpolates, because sizes are nearly linear in contexts and users; halves where it must.
+    Returns `low - 1` if even `low` does not fit.
+    """
+    if high < low:
+        return low - 1
+    at_low = fits(low)
+    if at_low > 0:
+        return low - 1
+    at_high = fits(high)
+    if at_high <= 0:
+        return high
+    halve = False
+    while high - low > 1:
+        middle = (low + high) // 2
+        if not halve:
+            share = -at_low / (at_high - at_low)
+            middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
+        width, value = high - low, fits(middle)
+        if value <= 0:
+            low, at_low = middle, value
+        else:
+            high, at_high = middle, value
+        halve = (high - low) * 2 > width and not halve
+    return low

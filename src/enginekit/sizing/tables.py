@@ -1,0 +1,147 @@
+"""A model's bytes as running sums over its layers, so that any range of layers costs O(1).
+
+`llamacpp_cache` and `weights` are the definitions; these tables hold the same numbers in the form
+that a search over contexts, slots and splits needs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes
+from enginekit.sizing.weights import Weights, weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightTable:
+    """Weights at one quantization; entry `i` of a running sum covers layers before `i`."""
+
+    found: Weights
+    layers: tuple[int, ...]
+    experts: tuple[int, ...]
+    embedding: int
+    """Stays on the host; looked up, never multiplied."""
+    tail: int
+    """What goes to the device of the last layer: output matrix (or a copy of a tied one), norms."""
+    tied_copy: int
+    """The part of `tail` that the file holds only once."""
+
+    @property
+    def low(self) -> float:
+        """Lower end as a factor of the expected size."""
+        return self.found.low / self.found.total if self.found.total else 1.0
+
+    @property
+    def high(self) -> float:
+        """Upper end as a factor of the expected size."""
+        return self.found.high / self.found.total if self.found.total else 1.0
+
+
+@lru_cache(maxsize=4096)
+def weight_table(spec: ModelSpec, quantization: str, padded: float = 1.0) -> WeightTable:
+    """The table; `padded` is how much larger the engine makes routed experts when it loads them."""
+    found = weights(spec, quantization)
+    layers, experts = found.layers, found.layer_experts
+    if not layers:
+        # Only a size is known: spread evenly, so that splits still add up.
+        count = max(spec.n_layers, 1)
+        layers = tuple(
+            found.total * (i + 1) // count - found.total * i // count for i in range(count)
+        )
+        experts = (0,) * count
+    if padded != 1.0:
+        layers = tuple(
+            size + round(part * (padded - 1)) for size, part in zip(layers, experts, strict=True)
+        )
+        experts = tuple(round(part * padded) for part in experts)
+    embedding = found.embedding + found.layer_embedding
+    outside = max(found.total - sum(found.layers or layers) - embedding, 0)
+    copy = found.embedding if spec.tied_embeddings and spec.causal else 0
+    return WeightTable(
+        found=found,
+        layers=(0, *accumulate(layers)),
+        experts=(0, *accumulate(experts)),
+        embedding=embedding,
+        tail=outside + copy,
+        tied_copy=copy,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheTable:
+    """Cache bytes per cell as running sums; one list per distinct window (0 is none)."""
+
+    windows: tuple[tuple[int, tuple[int, ...]], ...]
+    unknown: tuple[int, ...]
+    """Of the windowless cells, those whose layout is a guess."""
+    state: tuple[int, ...]
+    """Recurrent bytes per sequence."""
+    known: bool
+    doubt: float
+    """How many times larger an unknown layout could be: every query head with K and V."""
+
+    def cells(self, window: int, context: int, slots: int, ubatch: int) -> int:
+        """Cells of a layer for a padded context of a unified pool (llama.cpp b11434)."""
+        if not window:
+            return context
+        return pad(min(context, window * slots + ubatch))
+
+    def sliding_cells(self, context: int, slots: int, ubatch: int) -> int:
+        """Cells of the widest sliding layer; 0 without."""
+        return max((self.cells(w, context, slots, ubatch) for w, _ in self.windows if w), default=0)
+
+    def attention(self, first: int, last: int, context: int, slots: int, ubatch: int) -> int:
+        """Bytes of the cells of layers `first` to `last` - 1."""
+        return sum(
+            (sums[last] - sums[first]) * self.cells(window, context, slots, ubatch)
+            for window, sums in self.windows
+        )
+
+    def per_token(self, first: int, last: int) -> int:
+        """Bytes that each token of past adds in those layers once windows are full."""
+        return sum(sums[last] - sums[first] for window, sums in self.windows if not window)
+
+    def recurrent(self, first: int, last: int, slots: int) -> int:
+        """Bytes of the recurrent state of those layers, all slots."""
+        return (self.state[last] - self.state[first]) * slots
+
+    def extra(self, first: int, last: int, context: int) -> int:
+        """What those layers might need beyond the expected size if their layout is unknown."""
+        return int((self.unknown[last] - self.unknown[first]) * context * (self.doubt - 1))
+
+
+def pad(tokens: int) -> int:
+    """A context as llama.cpp rounds it: up to a multiple of 256."""
+    return -(-tokens // PADDING) * PADDING
+
+
+@lru_cache(maxsize=4096)
+def cache_table(spec: ModelSpec, cache_type: str) -> CacheTable:
+    """The table for one element type of K and V."""
+    honoured = spec.architecture in LLAMACPP_WINDOWED
+    sizes = [cell_bytes(layer, cache_type, cache_type) for layer in spec.layers]
+    windows = [layer.window if honoured else 0 for layer in spec.layers]
+    state = spec.recurrent.bytes_f32 if spec.recurrent else 0
+
+    def sums(window: int) -> tuple[int, ...]:
+        return (
+            0,
+            *accumulate(
+                size if mine == window else 0 for size, mine in zip(sizes, windows, strict=True)
+            ),
+        )
+
+    unknown = (
+        size if layer.attention == "unknown" else 0
+        for size, layer in zip(sizes, spec.layers, strict=True)
+    )
+    return CacheTable(
+        windows=tuple((window, sums(window)) for window in sorted(set(windows))),
+        unknown=(0, *accumulate(unknown)),
+        state=(0, *accumulate(state if layer.recurrent else 0 for layer in spec.layers)),
+        known=spec.known_layout,
+        doubt=max(spec.heads / max(spec.kv_heads, 1), 1.0),
+    )
