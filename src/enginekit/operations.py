@@ -19,7 +19,20 @@ from enginekit.errors import (
     Unreachable,
     describe_choices,
 )
-from enginekit.types import ChatRequest, Chunk, CompletionRequest, Receipt, Reply, TokenLogprob
+from enginekit.facts.engine import Feature
+from enginekit.types import (
+    UNSET,
+    AudioPart,
+    ChatRequest,
+    Chunk,
+    CompletionRequest,
+    Constraint,
+    ImagePart,
+    Receipt,
+    Reply,
+    TokenLogprob,
+    ToolChoice,
+)
 
 FIRST_BACKOFF = 0.25
 """Seconds before the first retry; doubled each time, at most `MAX_BACKOFF`."""
@@ -42,8 +55,58 @@ def open_reply(
     is retryable is tried again at most `max_retries` times, so a call makes at most
     `1 + max_retries` requests that carry the prompt.
     """
+    refuse_lacking(engine, request)
     encoded = engine.encode(request, stream=stream)
     return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
+
+
+def refuse_lacking(engine: Engine, request: ChatRequest | CompletionRequest) -> None:
+    """Raise Unsupported for what this very server said it lacks, before anything is sent."""
+    told = engine.facts.capabilities if engine.facts is not None else None
+    if not told:
+        return
+    lacking = [feature for feature, fact in told.items() if fact.support == "none"]
+    for feature in lacking:
+        if feature in needs(request):
+            note = told[feature].note or f"the server has no {feature.replace('_', ' ')}"
+            engine.refuse(feature, note, rule=f"{engine.profile.name}.{feature}")
+
+
+def needs(request: ChatRequest | CompletionRequest) -> frozenset[Feature]:
+    """The features without which a request cannot be met; what merely tunes it is not among them."""
+    found: set[Feature] = set()
+    sampling = request.sampling
+    if sampling.logprobs is True:
+        found.add("logprobs")
+    if sampling.n is not UNSET and sampling.n > 1:
+        found.add("n")
+    if request.lora is not UNSET:
+        found.add("lora")
+    if isinstance(request.constraint, Constraint):
+        found.add(request.constraint.kind)
+    if isinstance(request, CompletionRequest):
+        found.add("completion" if request.suffix is None else "fim")
+        return frozenset(found)
+    found.add("chat")
+    if isinstance(request.reasoning, bool | str) and request.reasoning not in (False, "none"):
+        found.add("reasoning")
+    choice = request.tool_choice if isinstance(request.tool_choice, ToolChoice) else None
+    mode = choice.mode if choice is not None else "auto"
+    if request.tools and mode != "none":
+        modes: dict[str, Feature] = {
+            "required": "tool_choice_required",
+            "named": "tool_choice_named",
+        }
+        found.add(modes.get(mode, "tools"))
+    for message in request.messages:
+        for part in message.content if isinstance(message.content, tuple) else ():
+            if isinstance(part, ImagePart):
+                found.add("images")
+                if part.url is not None and not part.url.startswith("data:"):
+                    found.add("image_urls")
+            elif isinstance(part, AudioPart):
+                found.add("audio")
+    return frozenset(found)
 
 
 def open_encoded(

@@ -29,9 +29,11 @@ def exchanges(name: str) -> Iterator[Recording]:
     folder = ROOT / name
     for path in sorted(folder.rglob("*.json")):
         stored = json.loads(path.read_text("utf-8"))
-        if stored.get("response") and isinstance(stored.get("request"), dict):
-            if isinstance(stored["request"].get("json", {}), dict):
-                yield _made(path.relative_to(folder).with_suffix("").as_posix(), stored)
+        asked = stored.get("request")
+        if not stored.get("response") or not isinstance(asked, dict):
+            continue
+        if isinstance(asked.get("json", {}), dict):
+            yield _made(path.relative_to(folder).with_suffix("").as_posix(), stored)
 
 
 def request_of(recording: Recording) -> ChatRequest:
