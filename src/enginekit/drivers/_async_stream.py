@@ -118,7 +118,7 @@ class AsyncStream(AsyncIterator[Chunk]):
                 self.give_up(keep=False)
                 raise
         if reading.over:
-            self.give_up(keep=reading.failure is None)
+            self.give_up(keep=reading.reusable)
 
     def _transport_error(self, error: BaseException) -> EngineKitError:
         if self._expired:

@@ -68,6 +68,11 @@ class Reading:
         """Why the reply is not whole; None while it may be, and when it is."""
         return self._decoder.failure
 
+    @property
+    def reusable(self) -> bool:
+        """Whether the server is done with this reply, too: not when it failed or was ended early."""
+        return self.failure is None and not getattr(self._decoder, "early", False)
+
     def _take(self, chunks: list[Chunk]) -> None:
         if not self.started:
             self.started = any(map(carries, chunks))

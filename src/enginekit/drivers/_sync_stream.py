@@ -109,7 +109,7 @@ class SyncStream(Iterator[Chunk]):
                     self._give_up(keep=False)
                     raise
         if reading.over:
-            self._give_up(keep=reading.failure is None)
+            self._give_up(keep=reading.reusable)
 
     def start(self) -> None:
         """Read until the first chunk that carries something. Raises what prevents it."""

@@ -71,6 +71,7 @@ class ReplyDecoder:
     ) -> None:
         self.done = False
         self.failure: EngineKitError | None = None
+        self.early = False
         self._engine = engine
         self._frames = frames
         self._choices = choices
@@ -136,6 +137,7 @@ class ReplyDecoder:
 
         `repair` is the sentence for the receipt; token counts that had not come yet stay None.
         """
+        self.early = True
         self._finished.setdefault(0, reason)
         self._repairs.append(repair)
         out: list[Chunk] = []

@@ -63,6 +63,11 @@ class Wrapper:
         return self._inner.finish_early(reason, repair)
 
     @property
+    def early(self) -> bool:
+        """Whether the reply was ended on our side while the server goes on."""
+        return bool(getattr(self._inner, "early", False))
+
+    @property
     def _over(self) -> bool:
         return self.done or self.failure is not None
 
