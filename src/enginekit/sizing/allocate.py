@@ -11,7 +11,7 @@ from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
 from enginekit.sizing.outcome import Amount, DevicePlan, Where
 from enginekit.sizing.policy import MIB, Policy, Triple
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
-from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, pad, weight_table
+from enginekit.sizing.tables import CacheTable, Spans, WeightTable, cache_table, pad, weight_table
 
 _ENCODER: Triple = (100 * MIB, 400 * MIB, 800 * MIB)
 """Working memory of an image encoder beside its weights."""
@@ -33,9 +33,9 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes on one device before ranges are put on them."""
+    """Bytes on one device beside its weights."""
 
-    weights: int
+    device: Device
     attention: int
     doubt: int
     """What the cache may need beyond `attention`; above 0 only for unknown layouts."""
@@ -43,10 +43,19 @@ class Needs:
     compute: Triple
     projector: Triple
     runtime: Triple
+    expected: int
+    high: int
+
+
+_NOTHING: Triple = (0, 0, 0)
 
 
 class Allocation:
-    """The arithmetic of one model under one policy on one set of devices."""
+    """The arithmetic of one model under one policy on one set of devices.
+
+    A search asks for many settings that differ in one value, so what depends on the quantization
+    and what depends on context, slots and cache type are kept apart and remembered.
+    """
 
     def __init__(self, spec: ModelSpec, policy: Policy, devices: Devices, ubatch: int) -> None:
         self.spec, self.policy, self.devices, self.ubatch = spec, policy, devices, ubatch
@@ -54,116 +63,145 @@ class Allocation:
         self.sized = bool(spec.layers)
         self.flash = True
         self.calibration = NONE
+        self._weights: dict[tuple[str, Placement], tuple[int, ...]] = {}
+        self._needs: dict[tuple[int, int, str, Placement], tuple[Needs, ...]] = {}
+        self._tables: dict[str, WeightTable] = {}
+        self._caches: dict[str, CacheTable] = {}
 
-    def tables(self, setting: Setting) -> tuple[WeightTable, CacheTable]:
-        """Running sums of weights and cache."""
-        return (
-            weight_table(self.spec, setting.quantization),
-            cache_table(self.spec, setting.cache_type),
-        )
+    def weights(self, quantization: str) -> WeightTable:
+        """Running sums of the weights."""
+        found = self._tables.get(quantization)
+        if found is None:
+            found = self._tables[quantization] = weight_table(self.spec, quantization)
+        return found
 
-    def needs(self, setting: Setting, place: Placement) -> list[tuple[Device, Needs]]:
-        """Every device in use with its bytes; the host comes last."""
-        weights, cache = self.tables(setting)
-        slots = setting.users
+    def cache(self, cache_type: str) -> CacheTable:
+        """Running sums of the cache."""
+        found = self._caches.get(cache_type)
+        if found is None:
+            found = self._caches[cache_type] = cache_table(self.spec, cache_type)
+        return found
+
+    def weights_on(self, quantization: str, place: Placement) -> tuple[int, ...]:
+        """Weight bytes of each GPU in use, then of the host."""
+        key = (quantization, place)
+        found = self._weights.get(key)
+        if found is None:
+            found = self._weights[key] = self._weigh(self.weights(quantization), place)
+        return found
+
+    def _weigh(self, table: WeightTable, place: Placement) -> tuple[int, ...]:
+        layers, experts, moved = table.layers, table.experts, place.host_experts
+        sizes = []
+        for first, last in zip(place.bounds, place.bounds[1:], strict=False):
+            size = layers[last] - layers[first]
+            if moved > first:
+                size -= experts[min(moved, last)] - experts[first]
+            sizes.append(size)
+        start = place.host_layers
+        host = table.embedding + layers[start]
+        if moved > start:
+            host += experts[moved] - experts[start]
+        if sizes:
+            sizes[-1] += table.tail
+        else:
+            host += table.tail - table.tied_copy
+        return (*sizes, host)
+
+    def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
+        """Everything but weights on each GPU in use, then on the host."""
+        key = (setting.context, setting.users, setting.cache_type, place)
+        found = self._needs.get(key)
+        if found is None:
+            found = self._needs[key] = self._measure(setting, place)
+        return found
+
+    def _measure(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
+        cache, slots, ubatch = self.cache(setting.cache_type), setting.users, self.ubatch
         context = pad(setting.context * slots) if self.spec.causal else 0
-        sliding = cache.sliding_cells(context, slots, self.ubatch)
+        spans = cache.spans(context, slots, ubatch)
         compute = llamacpp_compute(
             self.spec,
             context,
-            ubatch=self.ubatch,
-            outputs=slots if self.spec.causal else self.ubatch,
-            sliding_cells=sliding,
+            ubatch=ubatch,
+            outputs=slots if self.spec.causal else ubatch,
+            sliding_cells=max((cells for window, _, cells in spans if window), default=0),
             flash=self.flash,
             copies=place.copies,
         ).total
-        scaled = self.calibration.scaled
+        scaled, runtime = self.calibration.scaled, self.policy.runtime
         buffer = scaled("compute", (int(compute * _COMPUTE_LOW), compute, compute))
-        result = []
-        last_gpu = len(place.gpus) - 1
+        projector = self._projector()
+        rows = []
         for number, gpu in enumerate(place.gpus):
-            first, last = place.bounds[number], place.bounds[number + 1]
-            size = weights.layers[last] - weights.layers[first]
-            moved = min(place.host_experts, last)
-            if moved > first:
-                size -= weights.experts[moved] - weights.experts[first]
-            if number == last_gpu:
-                size += weights.tail
-            result.append(
-                (
-                    gpu,
-                    Needs(
-                        size,
-                        *self._cache(cache, first, last, context, slots),
-                        buffer,
-                        self._projector() if number == 0 else (0, 0, 0),
-                        scaled("runtime", self.policy.runtime.get(gpu.backend, (0, 0, 0))),
-                    ),
-                )
-            )
-        result.append((self.devices.host, self._host(setting, place, context, buffer)))
-        return result
+            part = (place.bounds[number], place.bounds[number + 1])
+            own = projector if number == 0 else _NOTHING
+            process = scaled("runtime", runtime.get(gpu.backend, _NOTHING))
+            rows.append(self._row(gpu, cache, spans, part, context, slots, buffer, own, process))
+        part = (0, place.host_layers if self.sized else 0)
+        if place.gpus and not place.host_layers:
+            buffer = llamacpp_host(self.spec, context, ubatch=ubatch)
+        own, process = _NOTHING if place.gpus else projector, runtime.get("cpu", _NOTHING)
+        host = self.devices.host
+        rows.append(self._row(host, cache, spans, part, context, slots, buffer, own, process))
+        return tuple(rows)
 
-    def _cache(
-        self, cache: CacheTable, first: int, last: int, context: int, slots: int
-    ) -> tuple[int, int, int]:
+    def _row(
+        self,
+        device: Device,
+        cache: CacheTable,
+        spans: Spans,
+        part: tuple[int, int],
+        context: int,
+        slots: int,
+        compute: Triple,
+        projector: Triple,
+        runtime: Triple,
+    ) -> Needs:
+        first, last = part
         if not self.sized:
-            return 0, 0, 0
-        return (
-            cache.attention(first, last, context, slots, self.ubatch),
-            cache.extra(first, last, context),
-            cache.recurrent(first, last, slots),
-        )
+            first = last = 0
+        attention = 0
+        for _, sums, cells in spans:
+            attention += (sums[last] - sums[first]) * cells
+        state = (cache.state[last] - cache.state[first]) * slots
+        doubt = 0 if cache.known else cache.extra(first, last, context)
+        fixed = attention + state
+        return Needs(
+            device, attention, doubt, state, compute, projector, runtime,
+            fixed + compute[1] + projector[1] + runtime[1],
+            fixed + doubt + compute[2] + projector[2] + runtime[2],
+        )  # fmt: skip
 
     def _projector(self) -> Triple:
         size = self.spec.projector_bytes
         if not size:
-            return 0, 0, 0
+            return _NOTHING
         low, expected, high = _ENCODER
         return size + low, size + expected, size + high
-
-    def _host(self, setting: Setting, place: Placement, context: int, buffer: Triple) -> Needs:
-        weights, cache = self.tables(setting)
-        first = place.host_layers
-        size = weights.embedding + weights.layers[first]
-        if place.host_experts > first:
-            size += weights.experts[place.host_experts] - weights.experts[first]
-        if not place.gpus:
-            size += weights.tail - weights.tied_copy
-        if place.gpus and not first:
-            buffer = llamacpp_host(self.spec, context, ubatch=self.ubatch)
-        return Needs(
-            size,
-            *self._cache(cache, 0, first, context, setting.users),
-            buffer,
-            (0, 0, 0) if place.gpus else self._projector(),
-            self.policy.runtime.get("cpu", (0, 0, 0)),
-        )
 
     def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:
         """Bytes by which the tightest device is over; 0 or less when everything has its place.
 
         With `margin` the rule of verdict `fits`, without it the rule of `tight`.
         """
-        weights = weight_table(self.spec, setting.quantization)
+        widest = self.weights(setting.quantization).high
+        sizes = self.weights_on(setting.quantization, place)
         over = -(1 << 62)
         lent_expected = lent_high = 0
-        for device, need in self.needs(setting, place):
-            rest = need.attention + need.state
-            expected = need.weights + rest + need.compute[1] + need.projector[1] + need.runtime[1]
-            high = (
-                int(need.weights * weights.high) + rest + need.doubt
-                + need.compute[2] + need.projector[2] + need.runtime[2]
-            )  # fmt: skip
-            if device.host:
+        for size, need in zip(sizes, self.needs(setting, place), strict=True):
+            device = need.device
+            expected, high = size + need.expected, int(size * widest) + need.high
+            if device.index < 0:
                 expected, high = expected + lent_expected, high + lent_high
             elif device.shared:
                 lent_expected += max(0, expected - device.carve_out)
                 lent_high += max(0, high - device.carve_out)
+            limit = device.limit
             if margin:
-                over = max(over, expected - device.budget, high - device.limit)
+                over = max(over, expected - limit + device.margin, high - limit)
             else:
-                over = max(over, expected - device.limit)
+                over = max(over, expected - limit)
         return over
 
     # Placements -------------------------------------------------------------------------------
@@ -213,15 +251,17 @@ class Allocation:
 
     def devices_of(self, setting: Setting, place: Placement) -> tuple[DevicePlan, ...]:
         """The result, device by device."""
-        weights, cache = self.tables(setting)
+        weights, cache = self.weights(setting.quantization), self.cache(setting.cache_type)
         doubtful = "unknown attention layout: from nothing to a cell for every query head"
         shown = []
-        for number, (device, need) in enumerate(self.needs(setting, place)):
+        sizes = self.weights_on(setting.quantization, place)
+        for number, (size, need) in enumerate(zip(sizes, self.needs(setting, place), strict=True)):
+            device = need.device
             terms = {
                 "weights": Amount(
-                    low=int(need.weights * weights.low),
-                    expected=need.weights,
-                    high=int(need.weights * weights.high),
+                    low=int(size * weights.low),
+                    expected=size,
+                    high=int(size * weights.high),
                     reason=weights.found.reason,
                 ),
                 "cache": Amount(

@@ -140,9 +140,9 @@ def _largest_context(
     if best or not offload or isinstance(sizer, Pooling):
         return best
     for tried in (setting.context or _STEP, _STEP):
-        place = sizer.offloaded(replace(setting, context=tried))
-        if place is not None:
-            return max(search(place), search(sizer.whole(0)))
+        part = sizer.offloaded(replace(setting, context=tried))
+        if part is not None:
+            return max(search(part), search(sizer.whole(0)))
     return 0
 
 
@@ -184,10 +184,10 @@ def _answer(
         assert isinstance(place, Placement)
         shown = sizer.devices_of(setting, place)
         where = sizer.where(place)
-        method = sizer.tables(setting)[0].found.method
+        method = sizer.weights(setting.quantization).found.method
         stages, split = allocated_stages(sizer, setting, place), split_words(place, model)
         tensor = pipeline = 1
-        pool_tokens, load = 0, sizer.tables(setting)[0].found.total
+        pool_tokens, load = 0, sizer.weights(setting.quantization).found.total
         host_layers, host_experts = place.host_layers, place.host_experts
     else:
         assert isinstance(place, Shards)
@@ -321,7 +321,7 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
             verdict = "tight"
         with_host = verdict == "fits"
         if isinstance(sizer, Allocation):
-            size = sizer.tables(tried)[0].found.total
+            size = sizer.weights(name).found.total
             if not with_host and sizer.devices.gpus and sizer.policy.offload:
                 with_host = sizer.excess(tried, sizer.whole(0)) <= 0 or (
                     sizer.spec.experts is not None

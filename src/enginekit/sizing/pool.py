@@ -69,6 +69,7 @@ class Pooling:
         self.eager = eager
         self.calibration = NONE
         self.compiled = "mlc" in policy.formats
+        self._fixed: dict[tuple[str, int, int, int, int], Fixed] = {}
 
     def places(self) -> list[Shards]:
         """GPU counts to try, fewest first; the CPU if the policy has such a build."""
@@ -97,6 +98,14 @@ class Pooling:
 
     def fixed(self, setting: Setting, place: Shards) -> Fixed:
         """Weights, activations and runtime of one GPU."""
+        rows = self.rows(place, setting.users)
+        key = (setting.quantization, *rows, place.tensor, place.pipeline)
+        found = self._fixed.get(key)
+        if found is None:
+            found = self._fixed[key] = self._measure(setting, place)
+        return found
+
+    def _measure(self, setting: Setting, place: Shards) -> Fixed:
         table = self.weights(setting.quantization)
         parts = place.tensor * place.pipeline
         tail = table.tail - table.tied_copy

@@ -21,6 +21,9 @@ class Placement:
     bounds: tuple[int, ...]
     host_experts: int = 0
 
+    def __hash__(self) -> int:
+        return hash((self.bounds, self.host_experts))
+
     @property
     def host_layers(self) -> int:
         """Whole layers in host memory."""

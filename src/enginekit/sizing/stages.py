@@ -13,7 +13,7 @@ from enginekit.sizing.weights import read_per_token
 def allocated_stages(sizer: Allocation, setting: Setting, place: Placement) -> list[Stage]:
     """What each device reads and computes per token; those without work are left out."""
     spec = sizer.spec
-    weights, cache = sizer.tables(setting)
+    weights, cache = sizer.weights(setting.quantization), sizer.cache(setting.cache_type)
     found = weights.found
     one = read_per_token(spec, found)
     many = read_per_token(spec, found, batch=setting.users)
@@ -21,8 +21,10 @@ def allocated_stages(sizer: Allocation, setting: Setting, place: Placement) -> l
     expert_total = max(weights.experts[-1], 1)
     rest = max(found.total - weights.embedding - weights.experts[-1], 0) + weights.tied_copy
     expert_one, expert_many = max(one - rest, 0), max(many - rest, 0)
-    stages = []
-    for device, need in sizer.needs(setting, place):
+    stages: list[Stage] = []
+    sizes = sizer.weights_on(setting.quantization, place)
+    for size, need in zip(sizes, sizer.needs(setting, place), strict=True):
+        device = need.device
         number = len(stages)
         if device.host:
             first, last = 0, place.host_layers
@@ -51,7 +53,7 @@ def allocated_stages(sizer: Allocation, setting: Setting, place: Placement) -> l
                 cache_per_token=cache.per_token(first, last),
                 state=need.state // max(setting.users, 1),
                 share=read / max(one, 1),
-                held=need.weights,
+                held=size,
             )
         )
     return stages

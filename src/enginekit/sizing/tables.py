@@ -70,6 +70,10 @@ def weight_table(spec: ModelSpec, quantization: str, padded: float = 1.0) -> Wei
     )
 
 
+Spans = tuple[tuple[int, tuple[int, ...], int], ...]
+"""Window, running sums of bytes per cell, cells."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheTable:
     """Cache bytes per cell as running sums; one list per distinct window (0 is none)."""
@@ -83,30 +87,20 @@ class CacheTable:
     doubt: float
     """How many times larger an unknown layout could be: every query head with K and V."""
 
-    def cells(self, window: int, context: int, slots: int, ubatch: int) -> int:
-        """Cells of a layer for a padded context of a unified pool (llama.cpp b11434)."""
-        if not window:
-            return context
-        return pad(min(context, window * slots + ubatch))
+    def spans(self, context: int, slots: int, ubatch: int) -> Spans:
+        """For each window its running sums and the cells of its layers (llama.cpp b11434).
 
-    def sliding_cells(self, context: int, slots: int, ubatch: int) -> int:
-        """Cells of the widest sliding layer; 0 without."""
-        return max((self.cells(w, context, slots, ubatch) for w, _ in self.windows if w), default=0)
-
-    def attention(self, first: int, last: int, context: int, slots: int, ubatch: int) -> int:
-        """Bytes of the cells of layers `first` to `last` - 1."""
-        return sum(
-            (sums[last] - sums[first]) * self.cells(window, context, slots, ubatch)
+        `context` is that of a unified pool, already rounded up; a window holds its tokens for every
+        slot and one micro-batch.
+        """
+        return tuple(
+            (window, sums, pad(min(context, window * slots + ubatch)) if window else context)
             for window, sums in self.windows
         )
 
     def per_token(self, first: int, last: int) -> int:
         """Bytes that each token of past adds in those layers once windows are full."""
         return sum(sums[last] - sums[first] for window, sums in self.windows if not window)
-
-    def recurrent(self, first: int, last: int, slots: int) -> int:
-        """Bytes of the recurrent state of those layers, all slots."""
-        return (self.state[last] - self.state[first]) * slots
 
     def extra(self, first: int, last: int, context: int) -> int:
         """What those layers might need beyond the expected size if their layout is unknown."""
