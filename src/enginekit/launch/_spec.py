@@ -129,7 +129,7 @@ def flags(spec: EmbeddedSpec, chosen: Chosen) -> tuple[str, ...]:
         "--alias", alias(spec),
         "--ctx-size", str(chosen.context * chosen.slots),
         "--parallel", str(chosen.slots),
-        "--no-kv-unified",
+        "--kv-unified" if spec.embeddings else "--no-kv-unified",
         "--threads", str(chosen.threads),
         "--cache-ram", str(CACHE_RAM_MIB),
         "--jinja",
@@ -155,7 +155,9 @@ def settings(spec: EmbeddedSpec, chosen: Chosen) -> tuple[Setting, ...]:
         Setting("model_alias", [alias(spec)]),
         Setting("n_ctx", chosen.context * chosen.slots),
         Setting("n_parallel", chosen.slots),
-        Setting("kv_unified", False),
+        # With a cache per slot llama.cpp splits texts of unequal length over several batches and
+        # pools only the last piece of the longer ones: wrong vectors, and no word about it.
+        Setting("kv_unified", spec.embeddings),
         Setting("cpuparams.n_threads", chosen.threads),
         Setting("cpuparams_batch.n_threads", chosen.threads),
         Setting("cache_ram_mib", CACHE_RAM_MIB),
