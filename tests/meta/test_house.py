@@ -43,6 +43,13 @@ def test_public_names_resolve_and_are_listed():
     assert set(enginekit._PUBLIC) | {"__version__"} == set(enginekit.__all__)
 
 
+def _about_formats(node: ast.Compare) -> bool:
+    """`"mlc" in profile.weight_formats`: a weight format may be called as an engine is."""
+    return any(
+        isinstance(c, ast.Attribute) and c.attr.endswith("formats") for c in node.comparators
+    )
+
+
 def test_no_branch_on_an_engines_name_outside_its_own_file():
     allowed = {"engines", "launch"}
     names = set(registry.names())
@@ -52,7 +59,7 @@ def test_no_branch_on_an_engines_name_outside_its_own_file():
         if parts[0] in allowed or parts[-1] == "registry.py":
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Compare):
+            if isinstance(node, ast.Compare) and not _about_formats(node):
                 found += [
                     f"{path.relative_to(SRC)}:{node.lineno} {side.value}"
                     for side in (node.left, *node.comparators)
@@ -64,8 +71,8 @@ def test_no_branch_on_an_engines_name_outside_its_own_file():
 def test_client_libraries_are_imported_lazily_or_in_their_own_room():
     """A top-level import of a heavy library is allowed only in the room that is about it."""
     rooms = {
-        "urllib3": {"drivers/sync.py", "drivers/_errors.py"},
-        "aiohttp": {"drivers/async_.py", "drivers/_errors.py"},
+        "urllib3": {"drivers/"},
+        "aiohttp": {"drivers/"},
         "langchain_core": {"langchain/"},
         "llama_index": {"llama_index/"},
         "cyclopts": {"cli/"},
