@@ -35,6 +35,17 @@ app.command(
     name="config",
     help="Show the settings in effect and where each comes from.",
 )
+app.command(
+    "enginekit.cli.plan:plan", name="plan", help="Show whether a model fits, how fast, and why."
+)
+app.command(
+    "enginekit.cli.matrix:matrix", name="matrix", help="Show rules of thumb beside exact sizes."
+)
+app.command(
+    "enginekit.cli.doctor:doctor",
+    name="doctor",
+    help="Show the hardware that was found, and how we know.",
+)
 app.command("enginekit.cli.pull:pull", name="pull", help="Fetch a model for the embedded engine.")
 app.command(
     "enginekit.cli.trust:trust",

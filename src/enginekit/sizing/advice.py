@@ -21,7 +21,7 @@ Place = Placement | Shards
 _LEAST_CONTEXT: Final = 1024
 """A smaller context is no help to anybody."""
 
-_FEWER_BITS: Final = 4.3
+_FEWER_BITS: Final = 4.0
 """Below so many bits per weight answers get visibly worse."""
 
 

@@ -199,6 +199,8 @@ def _prefill(spec: ModelSpec, stages: Sequence[Stage], depth: int, wide: bool) -
             reach = (PREFILL_WIDE if gpu_wide else PREFILL[doing.backend])[which]
             seconds += work * stage.share / ((doing.flops or 1) * doing.parallel * reach)
         found.append(1 / seconds)
+    # At best a split over several GPUs works on as many micro-batches at once.
+    found[2] *= sum(1 for stage in stages if stage.backend != "cpu") or 1
     return Rate(low=found[0], expected=found[1], high=found[2])
 
 

@@ -103,6 +103,7 @@ PROFILE: Final = EngineProfile(
     min_context=1024,
     roles=frozenset({"edge", "local", "server"}),
     memory="preallocate",
+    sizing="compiled-pool",
     weight_formats=("mlc",),
     model_id="any",
     tested=("0.26.dev0 (79d603f)",),

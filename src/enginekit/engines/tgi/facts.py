@@ -91,6 +91,7 @@ PROFILE: Final = EngineProfile(
     min_context=2048,
     roles=frozenset({"server", "production"}),
     memory="preallocate",
+    sizing="warmed-pool",
     weight_formats=("safetensors",),
     model_id="any",
     tested=("3.3.7",),

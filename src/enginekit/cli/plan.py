@@ -1,0 +1,238 @@
+"""`enginekit plan`: does it fit, how much of it, how fast, and what would change that."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator
+
+from enginekit.cli.errors import NOTHING_FITS
+from enginekit.cli.output import print_json
+from enginekit.kit import planning
+from enginekit.sizing.outcome import TERMS, DevicePlan, Plan, Rate
+
+WIDTH = 80
+_BAR = 60
+_GIB = 2**30
+_MARKS = {"weights": "#", "cache": "=", "state": "=", "compute": "+", "projector": "+",
+          "runtime": "-"}  # fmt: skip
+_LEGEND = "# weights  = cache  + compute  - runtime  : margin  . free  ! missing"
+_VERDICTS = {"fits": "fits", "tight": "is tight", "no": "does not fit"}
+
+
+def plan(
+    model: str,
+    /,
+    *,
+    hardware: str | None = None,
+    engine: str | None = None,
+    quant: str | None = None,
+    context: int | None = None,
+    users: int = 1,
+    cache: str | None = None,
+    ubatch: int | None = None,
+    sequences: int | None = None,
+    json: bool = False,
+) -> int:
+    """Show whether a model fits, with which context, how fast, and why. Exit code 3: it does not.
+
+    Parameters
+    ----------
+    model
+        A catalog name (llama3.1, qwen3:8b), a GGUF file, a folder, or hf://owner/repo:QUANT.
+    hardware
+        A machine by name (rtx4090, 4xrtx4090, m3-max-128) or a JSON or TOML file; else this one.
+    engine
+        Whose rules of memory; else the embedded llama.cpp's.
+    quant
+        A quantization (Q4_K_M, awq); else the model's own or the engine's usual one.
+    context
+        Tokens per user; else what the engine would choose itself.
+    users
+        Requests of full length at the same time.
+    cache
+        Element type of the attention cache (q8_0, fp8).
+    ubatch
+        Micro-batch of llama.cpp.
+    sequences
+        Most sequences of an engine that sets a pool aside (vLLM's max_num_seqs).
+    json
+        Print one JSON object, sizes in bytes.
+    """
+    made = planning.plan(
+        model,
+        hardware=hardware,
+        engine=engine,
+        quantization=quant,
+        context=context,
+        users=users,
+        cache_type=cache,
+        ubatch=ubatch,
+        sequences=sequences,
+    )
+    if json:
+        print_json(made.to_dict())
+    else:
+        sys.stdout.write("\n".join(render(made)) + "\n")
+    return NOTHING_FITS if made.verdict == "no" else 0
+
+
+def render(made: Plan) -> list[str]:
+    """The plan as lines of at most 80 columns; nothing depends on colour."""
+    where = "" if made.verdict == "no" else f" ({made.where})"
+    lines = [
+        f"{made.model} {made.quantization} {_VERDICTS[made.verdict]} on {made.machine}{where}",
+        f"{made.context} tokens x {_count(made.users, 'user')}, {made.cache_type} cache: "
+        f"{made.context_reason}",
+    ]
+    if made.devices:
+        lines += ["", *_table(made), "", *_bars(made), _LEGEND, ""]
+        lines += _wrapped("decides", made.binding)
+        lines += _wrapped("split", made.split)
+    else:
+        lines += ["", *_wrapped("because", made.binding)]
+    lines += _wrapped("largest", f"context {made.largest_context} tokens; "
+                      f"{_count(made.most_users, 'user')} at {made.context} tokens")  # fmt: skip
+    if made.pool_tokens:
+        lines += _wrapped("pool", f"{made.pool_tokens} tokens of cache")
+    if made.quantizations:
+        lines += _wrapped("fitting", _quantizations(made))
+    lines += _fixes(made)
+    if made.devices:
+        lines += _wrapped("speed", _speed(made))
+        if made.verdict != "no":
+            lines += _wrapped("command", made.command)
+    for note in made.notes:
+        lines += _wrapped("note", note)
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{label:<9}",
+        subsequent_indent=" " * 9,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f}"
+
+
+def _groups(made: Plan) -> Iterator[tuple[str, DevicePlan]]:
+    """Devices that look alike become one line: a label, and the first of them."""
+    shown: list[list[DevicePlan]] = []
+    for device in made.devices:
+        alike = shown and (
+            shown[-1][0].index >= 0
+            and shown[-1][0].name == device.name
+            and shown[-1][0].terms == device.terms
+            and shown[-1][0].limit == device.limit
+        )
+        if alike:
+            shown[-1].append(device)
+        else:
+            shown.append([device])
+    for group in shown:
+        first, last = group[0], group[-1]
+        if first.index < 0:
+            yield "host", first
+        elif first is last:
+            yield f"GPU {first.index}", first
+        else:
+            yield f"GPU {first.index}-{last.index} each", first
+
+
+def _table(made: Plan) -> list[str]:
+    terms = [name for name in TERMS if any(name in device.terms for device in made.devices)]
+    columns = [*terms, "used", "low-high", "limit", "free"]
+    widths = [max(len(name), 8) for name in columns]
+    widths[columns.index("low-high")] = 13
+    label = 11
+    rows = [["GiB", *columns]]
+    for name, device in _groups(made):
+        used = device.used
+        cells = [_gib(device.terms[t].expected) if t in device.terms else "-" for t in terms]
+        spread = f"{_gib(used.low)}-{_gib(used.high)}"
+        left = device.limit - used.expected
+        rows.append([name, *cells, _gib(used.expected), spread, _gib(device.limit), _gib(left)])
+    widths = [max(len(row[i + 1]) for row in rows) + 1 for i in range(len(columns))]
+    label = max(len(row[0]) for row in rows)
+    return [
+        f"{row[0]:<{label}}"
+        + "".join(f"{cell:>{w}}" for cell, w in zip(row[1:], widths, strict=True))
+        for row in rows
+    ]
+
+
+def _bars(made: Plan) -> list[str]:
+    lines = []
+    for name, device in _groups(made):
+        bar = bar_of(device)
+        lines.append(f"{name:<12}|{bar}|")
+    return lines
+
+
+def bar_of(device: DevicePlan, width: int = _BAR) -> str:
+    """One device as characters: what each term takes of its limit, and what is missing."""
+    full = max(device.limit, device.used.expected, 1)
+    edges: list[tuple[int, str]] = []
+    running = 0
+    for name in TERMS:
+        if name in device.terms:
+            running += device.terms[name].expected
+            edges.append((running, _MARKS[name]))
+    edges.append((max(running, device.limit - device.margin), "."))
+    edges.append((full, ":" if device.margin else "."))
+    cells = []
+    for cell in range(width):
+        middle = (2 * cell + 1) * full // (2 * width)
+        mark = next(mark for edge, mark in edges if middle < edge)
+        cells.append("!" if middle >= device.limit else mark)
+    return "".join(cells)
+
+
+def _quantizations(made: Plan) -> str:
+    words = {"fits": "yes", "tight": "tight", "no": "no"}
+    return ", ".join(
+        f"{fit.name} {_gib(fit.weight_bytes)} GiB "
+        + ("with host memory" if fit.verdict == "no" and fit.with_host else words[fit.verdict])
+        for fit in made.quantizations
+    )
+
+
+def _fixes(made: Plan) -> list[str]:
+    lines = []
+    for number, fix in enumerate(made.fixes, 1):
+        flags = f": {fix.flags}" if fix.flags else ""
+        label = "to fit" if number == 1 else ""
+        lines += _wrapped(label, f"{number}. {fix.change} ({fix.cost}){flags}")
+    return lines
+
+
+def _rate(rate: Rate | None) -> str:
+    if rate is None:
+        return "unknown"
+    return f"{rate.expected:.0f} ({rate.low:.0f}-{rate.high:.0f})" if rate.expected >= 10 else (
+        f"{rate.expected:.1f} ({rate.low:.1f}-{rate.high:.1f})"
+    )  # fmt: skip
+
+
+def _speed(made: Plan) -> str:
+    speed = made.speed
+    parts = [f"{_rate(speed.decode)} tokens/s"]
+    if speed.decode_full is not None:
+        parts.append(f"{speed.decode_full.expected:.3g} with the context full")
+    if made.users > 1:
+        parts.append(f"{_rate(speed.decode_total)} for all users")
+    parts.append(f"prompt {_rate(speed.prefill)} tokens/s")
+    low, expected, high = speed.load_seconds
+    parts.append(f"load {expected:.0f} s ({low:.0f}-{high:.0f})")
+    return "; ".join(parts) + f" [{speed.reason}]"

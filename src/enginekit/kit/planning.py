@@ -1,0 +1,173 @@
+"""From names to a plan: look up the model, the machine and the engine, then compute.
+
+The only part of planning that touches files, devices or the network (`hf://` names alone).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from enginekit import registry
+from enginekit.errors import ConfigError
+from enginekit.facts.machine import Machine
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.calibration import Calibration, Measurement, calibrate
+from enginekit.sizing.outcome import Plan
+from enginekit.sizing.plan import plan as compute
+from enginekit.sizing.policy import Policy, policy_of
+
+DEFAULT_ENGINE = "embedded"
+
+
+def plan(
+    model: str | os.PathLike[str] | ModelSpec,
+    *,
+    hardware: str | os.PathLike[str] | Machine | None = None,
+    engine: str | None = None,
+    engine_version: str = "",
+    quantization: str | None = None,
+    context: int | None = None,
+    users: int = 1,
+    cache_type: str | None = None,
+    ubatch: int | None = None,
+    sequences: int | None = None,
+    flash: bool = True,
+    eager: bool = False,
+) -> Plan:
+    """Say whether and how a model runs on a machine under an engine.
+
+    Args:
+        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, or facts at hand.
+        hardware: a preset (`4xrtx4090`), a JSON or TOML file, facts; None: this computer.
+        engine: engine name; None: the embedded llama.cpp.
+        engine_version: the server's version; loads measured with exactly it correct the estimate.
+        quantization: label or format; None: the model's own, else the engine's usual one.
+        context: tokens per user; None: what the engine would choose itself.
+        users: concurrent requests of full length.
+        cache_type: element type of K and V (`q8_0`, `fp8`).
+        ubatch: llama.cpp's micro-batch.
+        sequences: `max_num_seqs` of pool engines.
+        flash: whether flash attention is on.
+        eager: without CUDA graphs.
+
+    Raises:
+        ConfigError: an unknown engine, preset, quantization or cache type, or a number below one.
+        ModelNotFound: the catalog does not know the name.
+        ModelFileError: a file is broken or no model.
+        DownloadError: a repository cannot be read.
+    """
+    spec = model if isinstance(model, ModelSpec) else model_of(model)
+    source = "" if isinstance(model, ModelSpec) else _local(model)
+    machine = hardware if isinstance(hardware, Machine) else machine_of(hardware)
+    name = engine or DEFAULT_ENGINE
+    calibration = None
+    if engine_version:
+        calibration = _calibration(name, engine_version, spec, machine)
+    try:
+        return compute(
+            spec,
+            machine,
+            policy=engine_policy(name),
+            quantization=quantization,
+            context=context,
+            users=users,
+            cache_type=cache_type,
+            ubatch=ubatch,
+            sequences=sequences,
+            flash=flash,
+            eager=eager,
+            calibration=calibration,
+            source=source,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def model_of(model: str | os.PathLike[str]) -> ModelSpec:
+    """Facts of a model by name, path or `hf://owner/repo[:QUANT]`."""
+    from enginekit import catalog
+
+    name = os.fspath(model)
+    if not name.startswith("hf://"):
+        return catalog.describe(model)
+    place, _, quantization = name.removeprefix("hf://").partition(":")
+    parts = place.split("/")
+    if len(parts) < 2 or not all(parts[:2]):
+        raise ConfigError(f"{name}: write hf://owner/repo, with :QUANT or /file.gguf after it")
+    return catalog.describe_repo(
+        "/".join(parts[:2]), quantization=quantization, file="/".join(parts[2:])
+    )
+
+
+def machine_of(hardware: str | os.PathLike[str] | None) -> Machine:
+    """Facts of a machine: None is this one, a file is read, else a preset."""
+    from enginekit import hardware as looking
+
+    if hardware is None:
+        return looking.detect()
+    name = os.fspath(hardware)
+    if not isinstance(hardware, str) or name.endswith((".json", ".toml")) or Path(name).is_file():
+        return looking.machine_from_file(name)
+    return looking.preset(name)
+
+
+def engine_policy(engine: str) -> Policy:
+    """How an engine takes memory.
+
+    Raises:
+        ConfigError: no engine of that name.
+    """
+    return policy_of(registry.engine_class(engine).profile)
+
+
+def _local(model: str | os.PathLike[str]) -> str:
+    path = Path(os.fspath(model)).expanduser()
+    return os.fspath(model) if path.exists() else ""
+
+
+def calibration_file() -> Path:
+    """Where measured loads are kept, one JSON object a line."""
+    from enginekit.catalog.sources import cache_dir
+
+    return cache_dir() / "measured.jsonl"
+
+
+def measurements() -> list[Measurement]:
+    """Loads measured on this computer; lines that cannot be read are passed over."""
+    import json
+
+    try:
+        lines = calibration_file().read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(Measurement(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def remember(measured: Measurement) -> None:
+    """Keep one measured load for later plans."""
+    import json
+
+    path = calibration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(measured.to_dict()) + "\n")
+
+
+def _calibration(engine: str, version: str, spec: ModelSpec, machine: Machine) -> Calibration:
+    from enginekit.sizing.budget import devices
+
+    gpus = devices(machine, engine_policy(engine)).gpus
+    return calibrate(
+        measurements(),
+        engine=registry.LAUNCHED.get(engine, engine),
+        version=version,
+        architecture=spec.architecture,
+        backend=gpus[0].backend if gpus else "cpu",
+    )
