@@ -73,7 +73,8 @@ async def test_a_timeout_of_the_callers_own_is_not_ours(server):
 
 
 PROGRAM = """
-import asyncio, gc, sys
+import asyncio, gc, logging, sys
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # debug mode tells of a busy machine, too
 sys.path.insert(0, {root!r})
 from enginekit.drivers import async_
 from tests.drivers.toy import *
