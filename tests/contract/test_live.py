@@ -337,32 +337,36 @@ def until_idle(client, seconds: float = 10.0) -> bool:
     return False
 
 
+@pytest.fixture
 def long_request(client):
     """A reply that takes the server seconds, as long as its window allows."""
     client.connect()
     return chat("LONG", max_tokens=min((client.facts.context_window or 2048) - 548, 6000))
 
 
-def test_closing_a_stream_early_stops_the_generation(client, scripted):
+def test_closing_a_stream_early_stops_the_generation(client, scripted, long_request):
     if running(client) is None:
         pytest.skip("the server shows no count of running requests")
-    stream = client.stream(long_request(client))
+    stream = client.stream(long_request)
     for _ in range(3):
         next(stream)
     stream.close()
     assert until_idle(client), "the server still generates for a client that left"
 
 
-def test_cancelling_a_task_stops_the_generation(client, scripted):
+def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
     if running(client) is None:
         pytest.skip("the server shows no count of running requests")
 
     async def cancelled() -> None:
-        task = asyncio.create_task(client.achat(long_request(client)))
-        for _ in range(500):
-            if task.done() or await asyncio.to_thread(running, client):
-                break
-            await asyncio.sleep(0.01)
+        begun = asyncio.Event()
+
+        async def listen() -> None:
+            async for _ in await client.astream(long_request):
+                begun.set()
+
+        task = asyncio.create_task(listen())
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
