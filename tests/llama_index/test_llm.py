@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import pickle
 import socket
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -283,6 +285,23 @@ def test_the_engines_own_tokenizer(server: Server) -> None:
     assert tokenizer("hello world") == ids
     assert sum(path == "POST /tokenize" for path in server.paths()) == asked, "remembered"
     assert tokenizer("") == []
+    assert pickle.loads(pickle.dumps(tokenizer))("hello world") == ids
+
+
+def test_a_dropped_instance_goes_at_once(vllm: VLLM) -> None:
+    """Without waiting for the collector: a lease on an embedded server must end with its owner."""
+    on_wire(vllm)
+    llm = llm_of(vllm)
+    llm.chat(HI)
+    list(llm.stream_chat(HI))
+    llm.tokenizer  # noqa: B018
+    client = weakref.ref(llm.client)
+    gc.disable()
+    try:
+        del llm
+        assert client() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------------------------- requests

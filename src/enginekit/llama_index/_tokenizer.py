@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from enginekit.llama_index.llm import EngineKitLLM
+from enginekit.kit.client import Client
 
 REMEMBERED = 4096
 """Texts whose ids are kept: LlamaIndex counts the same pieces again and again."""
@@ -19,8 +17,9 @@ class EngineTokenizer:
     the engine has no tokenizer route: another tokenizer's ids would be wrong.
     """
 
-    def __init__(self, llm: EngineKitLLM) -> None:
-        self._llm = llm
+    def __init__(self, client: Client) -> None:
+        # Not the LLM, which keeps its tokenizer: a cycle would leave a lease to the collector.
+        self._client = client
         self._seen: OrderedDict[str, tuple[int, ...]] = OrderedDict()
 
     def __call__(self, text: str) -> list[int]:
@@ -29,10 +28,10 @@ class EngineTokenizer:
             return []
         ids = self._seen.get(text)
         if ids is None:
-            ids = self._seen[text] = tuple(self._llm.client.tokenize(text))
+            ids = self._seen[text] = tuple(self._client.tokenize(text))
             if len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
         return list(ids)
 
     def __repr__(self) -> str:
-        return f"EngineTokenizer({self._llm.metadata.model_name!r})"
+        return f"EngineTokenizer({self._client.model!r})"

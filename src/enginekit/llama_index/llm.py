@@ -119,7 +119,7 @@ class EngineKitLLM(Generating, ToolCalling, Structured):
         """The engine's own tokenizer: `Settings.tokenizer = llm.tokenizer`."""
         found = self._state.memo.get("tokenizer")
         if found is None:
-            found = self._state.memo["tokenizer"] = EngineTokenizer(self)
+            found = self._state.memo["tokenizer"] = EngineTokenizer(self.client)
         return cast(EngineTokenizer, found)
 
     # -- requests -----------------------------------------------------------------------
