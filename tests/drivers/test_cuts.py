@@ -55,8 +55,8 @@ def test_a_cut_is_a_whole_reply_or_a_typed_error(driver: Driver, fault: str, fra
     def cut(seen) -> Reply:
         return recorded.but(cut=seen.json["cut"], fault=fault, body=[body])
 
-    patience = 0.6 if fault == "silence" else 20.0
-    with Server() as server, ThreadPoolExecutor(64 if fault == "silence" else 8) as threads:
+    patience = 3.0 if fault == "silence" else 20.0
+    with Server() as server, ThreadPoolExecutor(SAMPLES if fault == "silence" else 8) as threads:
         server.on(PATH, cut)
         engine = toy(server.url)
 

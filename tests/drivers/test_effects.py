@@ -64,7 +64,7 @@ def script(server: Server, trace: list) -> None:
                 nested(),
                 failing(),
             ),
-            deadline=0.5,
+            deadline=2.0,
         )
         for result in results:
             if isinstance(result, Exception):
