@@ -45,7 +45,7 @@ def request_of(recording: Recording) -> ChatRequest:
         Tool(name=item["function"]["name"], parameters=item["function"].get("parameters") or {})
         for item in told.get("tools") or ()
     )
-    sampling = Sampling(max_tokens=limit) if limit else Sampling()
+    sampling = Sampling(max_tokens=limit) if limit and limit > 0 else Sampling()
     messages = (Message(role="user", content="Say hi."),)
     return ChatRequest(model="tiny", messages=messages, sampling=sampling, tools=tools)
 
