@@ -180,7 +180,7 @@ def test_a_forced_call_by_schema(driver, server):
 
     def answer(seen: Seen) -> Scripted:
         assert "tools" not in seen.json
-        assert seen.json["format"]["properties"]["name"] == {"const": "add"}
+        assert seen.json["format"]["allOf"][0]["properties"]["name"] == {"const": "add"}
         text = '{"name": "add", "arguments": {"a": 2, "b": 3}}'
         return json_reply(
             {

@@ -515,7 +515,7 @@ def test_a_forced_call_is_emulated_by_format_and_never_together_with_tools(choic
     value = encoded.call.json
     assert "tools" not in value
     forms = value["format"].get("anyOf", [value["format"]])
-    assert [form["properties"]["name"]["const"] for form in forms] == offered
+    assert [form["allOf"][0]["properties"]["name"]["const"] for form in forms] == offered
     system = value["messages"][0]
     assert system["role"] == "system"
     assert ("get_weather" in system["content"]) is ("get_weather" in offered)

@@ -13,6 +13,7 @@ from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Echo, Inner, PrefixStrip
 from enginekit.engines.ollama.decode import OllamaDecoder, OllamaWholeDecoder
 from enginekit.engines.ollama.messages import POLICY, ollama_messages
+from enginekit.engines.ollama.order import in_order
 from enginekit.engines.ollama.probe import ModelFacts, is_cloud
 from enginekit.engines.ollama.profile import (
     HONEST_SINCE,
@@ -266,6 +267,8 @@ def _finish(
     draft.sampling(SAMPLING, _logprobs(draft, request.sampling, plan))
     draft.need("stream", plan.stream)
     _honest(draft, request.engine_options)
+    if isinstance(draft.body.get("format"), Mapping):
+        draft.body["format"] = in_order(draft.body["format"])
     draft.options()
     _defaults(draft, request, plan)
     receipt = draft.receipt
