@@ -317,6 +317,7 @@ def _layers(
             shared_kv=min(keys.one("attention.shared_kv_layers", limit=1 << 12), count),
             mla=mla,
             indexer_dim=keys.one("attention.indexer.key_length", limit=1 << 14),
+            indexer=_indexer(keys, count, weights),
             moe=_moe(keys, count, weights),
             dense_beside_moe=_dense_beside(weights),
             causal=architecture not in ENCODERS,
@@ -354,6 +355,14 @@ def _moe(keys: Keys, count: int, weights: Sequence[WeightGroup]) -> tuple[bool, 
     first = keys.one("leading_dense_block_count", limit=_layout.MAX_LAYERS)
     step = keys.one("interleave_moe_layer_step", 1, limit=_layout.MAX_LAYERS) or 1
     return tuple(i >= first and (i + 1) % step == 0 for i in range(count))
+
+
+def _indexer(keys: Keys, count: int, weights: Sequence[WeightGroup]) -> tuple[bool, ...] | None:
+    """Layers with an indexer of their own; GLM-5.2's others reuse the choice of the one before."""
+    present = {group.layer for group in weights if ".indexer." in group.name}
+    if present:
+        return tuple(index in present for index in range(count))
+    return keys.flags("attention.indexer.types", count)
 
 
 def _dense_beside(weights: Sequence[WeightGroup]) -> bool:

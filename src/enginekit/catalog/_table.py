@@ -7,7 +7,8 @@ The `layout` column holds what does not fit a number: `key=value` words.
   then those of the local ones)
 * `shared_kv=N`: the last N layers reuse a cache; `wide_ffn=` their feed-forward width
 * `ple=`: width of the per-layer embedding
-* `mla=KV_LORA/ROPE/Q_LORA/NOPE/V`, `indexer=DIM`, `indexer_every=N`
+* `mla=KV_LORA/ROPE/Q_LORA/NOPE/V`, `indexer=DIM`, `indexer_every=N` after the
+  first `indexer_first=` layers, which all have one
 * `experts=TOTAL/USED/WIDTH`, `shared=COUNT/WIDTH`, `dense_first=N`, `dense=1` (a dense part beside
   the experts), `latent=`, `ungated=1`
 * `gdn=K_HEADS/V_HEADS/K_DIM/CONV full_every=N`: gated delta net on all but each Nth layer
@@ -159,7 +160,7 @@ def _shape(row: Row, layout: Mapping[str, str], count: int, mla: Mla | None) -> 
     if "experts" in layout:
         first = int(layout.get("dense_first", 0))
         moe = tuple(letter == "E" for letter in pattern) or tuple(i >= first for i in range(count))
-    spacing = int(layout.get("indexer_every", 1))
+    spacing, lead = int(layout.get("indexer_every", 1)), int(layout.get("indexer_first", 0))
     return _layout.Shape(
         layers=count,
         heads=heads,
@@ -175,7 +176,7 @@ def _shape(row: Row, layout: Mapping[str, str], count: int, mla: Mla | None) -> 
         shared_kv=shared_kv,
         mla=mla,
         indexer_dim=int(layout.get("indexer", 0)),
-        indexer=tuple(index % spacing == 0 for index in range(count)),
+        indexer=tuple(index < lead or (index - lead) % spacing == 0 for index in range(count)),
         moe=moe,
         dense_beside_moe="dense" in layout,
         causal="encoder" not in layout,

@@ -240,6 +240,7 @@ def _shape(
         shared_kv=shared_kv,
         mla=mla,
         indexer_dim=keys.number("index_head_dim", limit=1 << 14),
+        indexer=_indexer(keys, count),
         moe=kinds.moe if kinds.moe is not None else _moe(keys, count, experts),
         dense_beside_moe=dense_beside,
         causal=architecture not in ENCODERS,
@@ -316,6 +317,14 @@ def _moe(keys: Config, count: int, experts: Experts | None) -> tuple[bool, ...] 
     if keys.number("expert_layer_period", limit=1 << 12):
         return tuple(i % period == offset for i in range(count))
     return tuple(i >= first and (i + 1) % period == 0 and i not in skipped for i in range(count))
+
+
+def _indexer(keys: Config, count: int) -> tuple[bool, ...] | None:
+    """Layers with an indexer of their own; GLM-5.2's `shared` ones reuse the choice before them."""
+    kinds = keys.data.get("indexer_types")
+    if not isinstance(kinds, list) or len(kinds) < count:
+        return None
+    return tuple(kind == "full" for kind in kinds[:count])
 
 
 def _mla(keys: Config) -> Mla | None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.policy import MIB, Policy, Triple
+from enginekit.sizing.traits import PLAIN, TRAITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +46,16 @@ def _widths(spec: ModelSpec) -> _Widths:
     hidden, experts = spec.hidden, spec.experts
     widest = 5 * hidden
     plain = 0
+    gated = TRAITS.get(spec.architecture, PLAIN).gated_ffn
     for layer in set(spec.layers):
         if layer.ffn:
-            widest = max(widest, 5 * hidden + 3 * layer.ffn)
+            # Without a gate one matrix is alive less, and its product is activated in place.
+            widest = max(widest, 5 * hidden + (3 if gated else 1) * layer.ffn)
         if layer.moe and experts is not None:
-            used = 3 * experts.used * experts.ffn
+            inner = experts.latent or hidden
+            used = (3 if gated and experts.gated else 1) * experts.used * experts.ffn
             # Biased experts (gpt-oss) add into one row; others keep a row per expert in use.
-            rows = 0 if spec.architecture == "gpt-oss" else experts.used * hidden
+            rows = 0 if spec.architecture == "gpt-oss" else experts.used * inner
             widest = max(widest, 5 * hidden + used + rows)
         if layer.attention == "mla":
             attention = 5 * hidden + 1344 * layer.heads

@@ -174,7 +174,7 @@ def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
             ),
             -1,
         )
-    if not spec.causal and traits.bias:
+    if traits.token_types:
         yield (
             TensorShape(name="token_types", role="embedding", row=hidden, rows=2, fixed="F32"),
             -1,

@@ -36,7 +36,9 @@ class Traits:
     key_is_value: bool = False
     """Full-attention layers project K and V with one matrix when they have fewer KV heads."""
     positions: bool = False
-    """A learned position table (BERT)."""
+    """A learned position table (BERT, GPT-2)."""
+    token_types: bool = False
+    """A table of two token types (BERT)."""
     shared_gate: bool = False
     """A gate vector on the shared expert (Qwen)."""
     router_bias: bool = False
@@ -46,7 +48,7 @@ class Traits:
 
 
 _QWEN3 = Traits(head_norms=2)
-_BERT = Traits(gated_ffn=False, bias=True, norms=4, positions=True)
+_BERT = Traits(gated_ffn=False, bias=True, norms=4, positions=True, token_types=True)
 TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
     {
         "llama": Traits(),
@@ -115,7 +117,7 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "jamba": Traits(),
         "deci": Traits(),
         "bert": _BERT,
-        "nomic-bert": Traits(fused_qkv=True, norms=4, positions=False),
+        "nomic-bert": Traits(fused_qkv=True, norms=4, token_types=True),
     }
 )
 """By llama.cpp architecture name."""
