@@ -91,6 +91,21 @@ def wheel(session: nox.Session) -> None:
 
 
 @nox.session
+def witness(session: nox.Session) -> None:
+    """The official clients against our fakes: they read the same answers as we do."""
+    install(session, "test", "witness")
+    session.run("pytest", "tests/witness", "-rs", *session.posargs)
+
+
+@nox.session
+def witness_tgi(session: nox.Session) -> None:
+    """TGI's own client, which needs a huggingface-hub of its own age."""
+    session.install("-e", ".", "pytest>=8.3,<10", "pytest-asyncio>=1.3,<2", "pytest-timeout>=2.3")
+    session.install(*GROUPS["witness-tgi"])
+    session.run("pytest", "tests/witness/test_text_generation.py", "-rs", *session.posargs)
+
+
+@nox.session
 def live_vllm(session: nox.Session) -> None:
     """The live contract on a real vLLM on CPU, which gets an environment of its own."""
     install(session, "test")

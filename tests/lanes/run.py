@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,7 @@ def main() -> int:
     parser.add_argument("--models", default="scripted,smollm2")
     parser.add_argument("--record", action="store_true", help="make the cassette anew")
     options, arguments = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
     LOGS.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
 
