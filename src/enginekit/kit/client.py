@@ -59,6 +59,7 @@ class Client:
             several, `"vllm,ollama"`: the first that can answer does.
         progress: told about anything that takes over a second (a download, a start).
         where: how origins call the arguments (`"EngineKitChat(...)"`).
+        embeds: a server that has to be started is one that embeds and does not chat.
 
     Raises UnknownSetting for a setting that does not exist (naming the nearest one) and ConfigError
     for one of the wrong type. Opens no socket and reads no file.
@@ -70,12 +71,14 @@ class Client:
         *,
         progress: embedded.Progress | None = None,
         where: str = "argument",
+        embeds: bool = False,
     ) -> None:
         self._settings = {k: v for k, v in (settings or {}).items() if v is not None}
         for name in self._settings:
             if name not in configuration.KEYS:
                 raise configuration.unknown_setting(name, configuration.KEYS, where)
         self._where = where
+        self._embeds = embeds
         self._progress = progress
         self._start_empty()
 
@@ -92,7 +95,7 @@ class Client:
     # -- copying: a copy finds its own way to the engine -----------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_settings": self._settings, "_where": self._where}
+        return {"_settings": self._settings, "_where": self._where, "_embeds": self._embeds}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -327,6 +330,7 @@ class Client:
                 model=None,
                 progress=self._progress,
                 budget=self.budgets.load,
+                embeds=self._embeds,
             )
             self._routes[number] = route
         if route.lease is not None and model and model != route.model:
@@ -338,6 +342,7 @@ class Client:
                     model=model,
                     progress=self._progress,
                     budget=self.budgets.load,
+                    embeds=self._embeds,
                 )
                 route.others[model] = other
             route = other

@@ -53,8 +53,18 @@ def fetch(model: str, *, progress: Progress | None, allow_large: bool = False) -
     return sources.resolve(model, allow_large=allow_large, progress=progress)
 
 
-def start(config: Config, model: str, *, progress: Progress | None, budget: float) -> Lease:
-    """Fetch the model if need be and lease a server for it. Blocks at most about `budget` s."""
+def start(
+    config: Config,
+    model: str,
+    *,
+    progress: Progress | None,
+    budget: float,
+    embeds: bool = False,
+) -> Lease:
+    """Fetch the model if need be and lease a server for it. Blocks at most about `budget` s.
+
+    A server either chats or, with `embeds`, embeds.
+    """
     error = unavailable()
     if error is not None:
         raise error
@@ -67,6 +77,7 @@ def start(config: Config, model: str, *, progress: Progress | None, budget: floa
         "context": config.value("context"),
         "slots": config.value("slots"),
         "chat_template": config.value("chat_template"),
+        "embeddings": embeds,
     }
     lease = acquire(
         EmbeddedSpec(

@@ -74,13 +74,16 @@ def resolve(
     model: str | None = None,
     progress: embedded.Progress | None = None,
     budget: float = 600.0,
+    embeds: bool = False,
 ) -> Operation[Route]:
     """Find or start the engine `name`; None means whatever is configured or running.
+
+    With `embeds` a server that has to be started is one that embeds and does not chat.
 
     Raises NoEngine with everything that was tried, in order.
     """
     if name is not None:
-        return (yield from _named(config, name, model, progress, budget, "configured"))
+        return (yield from _named(config, name, model, progress, budget, "configured", embeds))
     url = config.find("base_url")
     if url is not None:
         found = yield from identify(target_for(config, "", url), deadline=5.0)
@@ -97,7 +100,7 @@ def resolve(
                 config, found.engine.profile.name, model, progress, budget, f"found at {url.value}"
             )
         )
-    return (yield from _whatever_runs(config, model, progress, budget))
+    return (yield from _whatever_runs(config, model, progress, budget, embeds))
 
 
 def _whatever_runs(
@@ -105,6 +108,7 @@ def _whatever_runs(
     model: str | None,
     progress: embedded.Progress | None,
     budget: float,
+    embeds: bool,
 ) -> Operation[Route]:
     wanted = model or config.value("model")
     tried: list[str] = []
@@ -135,7 +139,7 @@ def _whatever_runs(
     missing = embedded.unavailable()
     if missing is None:
         chosen = "nothing was configured and nothing suitable was running"
-        return (yield from _named(config, "embedded", model, progress, budget, chosen))
+        return (yield from _named(config, "embedded", model, progress, budget, chosen, embeds))
     tried.append(f"embedded: {missing.message}")
     raise NoEngine(
         "no engine is configured and none could be used. Tried, in order:\n"
@@ -157,6 +161,7 @@ def _named(
     progress: embedded.Progress | None,
     budget: float,
     chosen: str,
+    embeds: bool = False,
 ) -> Operation[Route]:
     table = {key: setting.value for key, setting in config.engine_table(name).items()}
     wanted = model
@@ -167,7 +172,7 @@ def _named(
     options = {"model": wanted, **table.get("options", {})} if wanted else table.get("options", {})
     if table.get("like", name) in registry.LAUNCHED:
         lease = yield Blocking(
-            function=_starter(config, wanted or embedded.DEFAULT_MODEL, progress, budget)
+            function=_starter(config, wanted or embedded.DEFAULT_MODEL, progress, budget, embeds)
         )
         template = config.value("chat_template")
         if template:
@@ -196,10 +201,10 @@ def _named(
 
 
 def _starter(
-    config: Config, model: str, progress: embedded.Progress | None, budget: float
+    config: Config, model: str, progress: embedded.Progress | None, budget: float, embeds: bool
 ) -> Callable[[], embedded.Lease]:
     def start() -> embedded.Lease:
-        return embedded.start(config, model, progress=progress, budget=budget)
+        return embedded.start(config, model, progress=progress, budget=budget, embeds=embeds)
 
     return start
 

@@ -88,13 +88,14 @@ class EngineKitEmbedding(Connection, BaseEmbedding):
         return await self._aembed([self.text_prefix + text for text in texts])
 
     def _make_client(self, settings: Mapping[str, Any]) -> Client:
-        client = super()._make_client(settings)
+        where = f"{type(self).__name__}(...)"
+        client = Client(settings, where=where, embeds=True)
         if "model" in settings:
             return client
         own = client.config.find("embed_model")
         if own is None:
             return client
-        return super()._make_client({**settings, "model": own.value})
+        return Client({**settings, "model": own.value}, where=where, embeds=True)
 
     def _embed(self, texts: Sequence[str]) -> list[Embedding]:
         state, client = self._ready()
