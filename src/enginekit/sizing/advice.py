@@ -60,7 +60,11 @@ def fixes(
         users = largest(lambda n: excess(sizer, replace(setting, users=n), place), 1, setting.users)
         if 1 <= users < setting.users:
             flag = _flag(flags, "users", str(users))
-            found.append(_fix(f"{users} users", "others wait", flag, sizer, place))
+            found.append(
+                _fix(
+                    "1 user" if users == 1 else f"{users} users", "others wait", flag, sizer, place
+                )
+            )
     found += _smaller_context(sizer, setting, place)
     found += _smaller_weights(sizer, setting, place)
     if isinstance(sizer, Allocation) and sizer.devices.gpus and verdict != "fits":

@@ -82,7 +82,9 @@ def devices(machine: Machine, policy: Policy) -> Devices:
             best = found
     for found in groups.values():
         if found is not best:
-            excluded += [f"{device.name}: one engine process uses one kind" for device in found]
+            busy = not any(device.budget for device in found)
+            why = "nothing is free on it" if busy else "one engine process uses one kind of GPU"
+            excluded += [f"{device.name}: {why}" for device in found]
     best.sort(key=lambda device: (-device.budget, device.index))
     return Devices(gpus=tuple(best), host=_host(machine), excluded=tuple(excluded))
 

@@ -136,7 +136,7 @@ class Plan:
     largest_context: int
     """Per user, with these users and this quantization; 0 if not even the weights fit."""
     most_users: int
-    """At this context."""
+    """At this context; with this very split where a part is in host memory."""
     quantizations: tuple[QuantizationFit, ...]
     fixes: tuple[Fix, ...]
     speed: Speed

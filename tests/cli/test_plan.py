@@ -1,0 +1,195 @@
+"""`enginekit plan`, `matrix` and `doctor` as a person and a pipe see them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from enginekit.cli import main
+from enginekit.cli.plan import bar_of, render
+from enginekit.errors import ConfigError
+from enginekit.hardware import preset
+from enginekit.kit import planning
+from enginekit.sizing.calibration import Measurement
+
+GIB = 2**30
+
+
+def test_the_plan_names_every_term_in_80_columns(capsys):
+    assert main(["plan", "llama3.1-8b", "--hardware", "rtx4090", "--context", "8192"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert all(len(line) <= 80 for line in lines if not line.startswith("command"))
+    assert lines[0] == "llama3.1-8b Q4_K_M fits on rtx4090 (one GPU)"
+    head = next(line for line in lines if line.startswith("GiB"))
+    assert head.split() == ["GiB", "weights", "cache", "compute", "runtime", "used", "low-high",
+                            "limit", "free"]  # fmt: skip
+    row = next(line for line in lines if line.startswith("GPU 0 "))
+    assert row.split()[2:4] == ["4.30", "1.00"]
+    assert "\x1b" not in shown.out
+
+
+def test_json_is_one_object_in_bytes(capsys):
+    assert main(["plan", "qwen3:8b", "--hardware", "rtx4090", "--context", "8192", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["devices"][0]["terms"]["cache"]["expected"] == 1152 * 2**20
+    used = found["devices"][0]["used"]
+    assert used["low"] < used["expected"] < used["high"]
+    assert found["speed"]["decode"]["expected"] > 0
+
+
+def test_exit_code_3_when_nothing_fits_and_the_way_out_is_shown(capsys):
+    assert main(["plan", "llama3.1-405b", "--hardware", "rtx4090"]) == 3
+    out = capsys.readouterr().out
+    assert "does not fit" in out
+    assert "to fit" in out
+    assert "!" in next(line for line in out.splitlines() if line.endswith("|"))
+
+
+def test_the_engine_decides_the_rules(capsys):
+    main(["plan", "llama3.1-8b", "--hardware", "rtx4080", "--engine", "ollama"])
+    assert "OLLAMA_CONTEXT_LENGTH=4096" in capsys.readouterr().out
+    main(["plan", "llama3.1-8b", "--hardware", "h100", "--engine", "vllm", "--context", "8192"])
+    out = capsys.readouterr().out
+    assert "--max-model-len 8192" in " ".join(out.split())
+    assert "pool " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["plan", "llama3.1-8b", "--hardware", "rtx4900"], "near: "),
+        (["plan", "lama3.1-8b", "--hardware", "rtx4090"], "did you mean"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--quant", "Q9"], "Q4_K_M"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--cache", "q7"], "q8_0"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--users", "0"], "count from 1"),
+        (["plan", "llama3.1-8b", "--engine", "vlm"], "vllm"),
+    ],
+)
+def test_a_wrong_word_is_an_error_that_helps(arguments, said, capsys):
+    assert main(arguments) in (1, 2)
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+
+
+def test_a_machine_of_ones_own_in_a_file(tmp_path, capsys):
+    file = tmp_path / "next.toml"
+    file.write_text(
+        'name = "next"\n[[gpus]]\nvendor = "nvidia"\nname = "NVIDIA L40S"\ncount = 2\n'
+        'total_bytes = "46068 MiB"\n[memory]\ntotal_bytes = "128 GiB"\n'
+    )
+    assert main(["plan", "llama3.1-70b", "--hardware", str(file), "--context", "8192"]) == 0
+    out = capsys.readouterr().out
+    assert "on next" in out
+    assert "GPU 0" in out
+
+
+def test_this_computer_is_planned_for_without_asking(capsys):
+    assert main(["plan", "smollm2-135m", "--context", "1024"]) in (0, 3)
+    assert "this computer" in capsys.readouterr().out
+
+
+def test_the_bar_shows_shares_and_what_is_missing():
+    fits = planning.plan("llama3.1-8b", hardware="rtx4090", context=8192).devices[0]
+    bar = bar_of(fits, 100)
+    assert len(bar) == 100
+    share = fits.terms["weights"].expected / fits.limit
+    assert bar.count("#") == pytest.approx(100 * share, abs=1)
+    assert "!" not in bar
+    over = planning.plan("llama3.1-405b", hardware="rtx4090").devices[0]
+    missing = 1 - over.limit / over.used.expected
+    assert bar_of(over, 100).count("!") == pytest.approx(100 * missing, abs=1)
+
+
+def test_equal_gpus_share_a_line():
+    made = planning.plan("llama3.1-70b", hardware="8xh100", engine="vllm", context=8192)
+    assert sum("GPU 0-3 each" in line for line in render(made)) == 2
+
+
+def test_a_local_file_is_what_the_command_names(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 2048,
+                "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "intermediate_size": 8192, "vocab_size": 128256, "torch_dtype": "bfloat16",
+                "max_position_embeddings": 8192, "tie_word_embeddings": True,
+            }
+        )
+    )  # fmt: skip
+    made = planning.plan(str(folder), hardware="rtx4090", engine="vllm", context=4096)
+    assert str(folder) in made.command
+
+
+def test_hub_names_need_an_owner_and_a_repository():
+    with pytest.raises(ConfigError, match="hf://owner/repo"):
+        planning.model_of("hf://nothing")
+
+
+def test_measured_loads_are_kept_and_used_for_the_same_version(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENGINEKIT_CACHE_DIR", str(tmp_path))
+    assert planning.measurements() == []
+    one = Measurement(engine="llamacpp", version="b1", architecture="llama", backend="cuda",
+                      term="compute", estimated=1000, measured=900)  # fmt: skip
+    planning.remember(one)
+    with planning.calibration_file().open("a") as file:
+        file.write("not json\n")
+    assert planning.measurements() == [one]
+    options = {"hardware": "rtx4090", "context": 8192}
+    plain = planning.plan("llama3.1-8b", **options)
+    same = planning.plan("llama3.1-8b", engine_version="b1", **options)
+    other = planning.plan("llama3.1-8b", engine_version="b2", **options)
+    assert same.devices[0].terms["compute"].expected < plain.devices[0].terms["compute"].expected
+    assert "corrected by 1 measured load of llamacpp b1" in " ".join(same.notes)
+    assert other == plain
+
+
+def test_the_matrix_says_how_far_the_rules_are_off(capsys):
+    assert main(["matrix", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["size"]: row for row in found["rows"]}
+    # Files of 4.91, 8.98-9.07 and 42.5 GB where the rule says 4.5, 8 and 40.
+    assert rows["8B"]["bits"]["4"]["exact"] == pytest.approx(4.91e9, rel=0.005)
+    assert rows["70B"]["bits"]["4"]["exact"] == pytest.approx(42.5e9, rel=0.005)
+    assert rows["8B"]["bits"]["2"]["error"] == pytest.approx(-0.21, abs=0.01)
+    assert rows["70B"]["bits"]["2"]["error"] == pytest.approx(-0.24, abs=0.01)
+    assert -0.19 < rows["1.5B"]["bits"]["4"]["error"] < -0.17
+    # Cache and compute over Q4_K_M weights: 25, 91 and 355 per cent for an 8B.
+    overhead = rows["8B"]["overhead"]
+    assert [round(100 * overhead[k]) for k in ("8192", "32768", "131072")] == [25, 91, 355]
+    assert rows["671B"]["overhead"]["131072"] == pytest.approx(0.024, abs=0.002)
+    verdicts = {claim["sentence"]: claim["verdict"] for claim in found["claims"]}
+    assert verdicts["two RTX 3090 run 70B at 4 bits"] == "fits"
+    assert verdicts["eight 80 GB GPUs hold DeepSeek-V3 in FP8"] == "no"
+
+
+def test_the_matrix_is_a_table_of_80_columns(capsys):
+    assert main(["matrix"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("1T+") for line in lines) == 2
+
+
+def test_doctor_says_what_was_found_and_how_it_is_known(capsys):
+    assert main(["doctor", "--hardware", "rtx4090"]) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA GeForce RTX 4090" in out
+    assert "table: GeForce RTX 4090" in out
+    assert "what each engine can use" in out
+
+
+def test_doctor_looks_at_this_computer_as_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["memory"]["total_bytes"] > GIB // 4
+    assert isinstance(found["engines"], list)
+
+
+def test_a_preset_in_the_plan_is_the_preset_in_the_detector():
+    assert planning.machine_of("rtx4090") == preset("rtx4090")
