@@ -154,11 +154,14 @@ def test_what_an_engine_lacks_is_warned_of_once_and_in_every_receipt(wire: Wire)
     warned = [w for w in caught if w.category is OmittedSetting]
     assert len(warned) == len(omitted[0])
     # llama.cpp has all of them; the others have not, and say which.
-    assert set(omitted[0]) == {
-        VLLM: {"sampling.mirostat"},
-        Ollama: {"sampling.mirostat", "sampling.ignore_eos"},
-        LlamaCpp: set(),
-    }[type(wire)]
+    assert (
+        set(omitted[0])
+        == {
+            VLLM: {"sampling.mirostat"},
+            Ollama: {"sampling.mirostat", "sampling.ignore_eos"},
+            LlamaCpp: set(),
+        }[type(wire)]
+    )
 
 
 def test_the_context_window_goes_to_an_engine_that_can_change_it(server: Server) -> None:

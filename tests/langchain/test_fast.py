@@ -11,7 +11,7 @@ from enginekit.langchain import _fast
 
 
 def both(*given: Any) -> tuple[Any, Any]:
-    return _fast._filled(*given), _fast._validated(*given)
+    return _fast._filler()(*given), _fast._validated(*given)
 
 
 def test_the_installed_versions_can_be_trusted() -> None:
@@ -37,7 +37,8 @@ def test_a_filled_chunk_behaves_as_a_validated_one(given: Any) -> None:
 
 
 def test_chunks_share_nothing_that_can_change() -> None:
-    one, other = _fast._filled("a", {}, {}), _fast._filled("a", {}, {})
+    make = _fast._filler()
+    one, other = make("a", {}, {}), make("a", {}, {})
     one.message.tool_calls.append({"name": "x", "args": {}, "id": "1"})  # type: ignore[attr-defined]
     one.message.additional_kwargs["k"] = 1
     assert other.message.tool_calls == []  # type: ignore[attr-defined]
@@ -52,6 +53,6 @@ def test_a_framework_that_adds_a_field_is_noticed(monkeypatch: pytest.MonkeyPatc
     _fast._trusted.cache_clear()
     try:
         assert not _fast._trusted()
-        assert _fast.text_chunk("a", {}, {}).message.invented == 0  # type: ignore[attr-defined]
+        assert _fast.text_chunk_maker()("a", {}, {}).message.invented == 0  # type: ignore[attr-defined]
     finally:
         _fast._trusted.cache_clear()

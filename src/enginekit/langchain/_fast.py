@@ -8,8 +8,9 @@ differ, every chunk is built the normal way.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.base import TextAccessor
@@ -19,13 +20,22 @@ _put = object.__setattr__
 _new = object.__new__
 
 
-def text_chunk(
-    text: str, additional_kwargs: dict[str, Any], response_metadata: dict[str, Any]
-) -> ChatGenerationChunk:
-    """A chunk of text; the mappings become the message's own."""
-    if _trusted():
-        return _filled(text, additional_kwargs, response_metadata)
-    return _validated(text, additional_kwargs, response_metadata)
+TextChunk: TypeAlias = Callable[[str, dict[str, Any], dict[str, Any]], ChatGenerationChunk]
+"""Text, additional_kwargs and response_metadata to a chunk; the mappings become the message's own."""
+
+
+def text_chunk_maker() -> TextChunk:
+    """The fastest way to build the text chunks of one stream that can be trusted.
+
+    The chunks share one thing, the record of which fields were set: LangChain keeps all chunks of a
+    stream until it ends, and what is kept is what the garbage collector walks.
+    """
+    return _filler() if _trusted() else _validated
+
+
+def _filler() -> TextChunk:
+    in_message = {"content", "additional_kwargs", "response_metadata"}
+    return partial(_filled, in_message, {"text", "message"})
 
 
 def _validated(
@@ -38,7 +48,11 @@ def _validated(
 
 
 def _filled(
-    text: str, additional_kwargs: dict[str, Any], response_metadata: dict[str, Any]
+    in_message: set[str],
+    in_generation: set[str],
+    text: str,
+    additional_kwargs: dict[str, Any],
+    response_metadata: dict[str, Any],
 ) -> ChatGenerationChunk:
     message = _new(AIMessageChunk)
     _put(
@@ -58,7 +72,7 @@ def _filled(
             "chunk_position": None,
         },
     )
-    _put(message, "__pydantic_fields_set__", {"content", "additional_kwargs", "response_metadata"})
+    _put(message, "__pydantic_fields_set__", in_message)
     _put(message, "__pydantic_extra__", {})
     _put(message, "__pydantic_private__", None)
     generation = _new(ChatGenerationChunk)
@@ -72,7 +86,7 @@ def _filled(
             "message": message,
         },
     )
-    _put(generation, "__pydantic_fields_set__", {"text", "message"})
+    _put(generation, "__pydantic_fields_set__", in_generation)
     _put(generation, "__pydantic_extra__", None)
     _put(generation, "__pydantic_private__", None)
     return generation
@@ -82,7 +96,7 @@ def _filled(
 def _trusted() -> bool:
     """Whether a filled chunk is the same object in every respect as a validated one."""
     try:
-        filled = _filled("a", {"b": "c"}, {"d": 1})
+        filled = _filler()("a", {"b": "c"}, {"d": 1})
         validated = _validated("a", {"b": "c"}, {"d": 1})
         return _state(filled) == _state(validated) and _state(filled.message) == _state(
             validated.message

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from enginekit.langchain._fast import text_chunk
+from enginekit.langchain._fast import text_chunk_maker
 from enginekit.types import Chunk, End, Receipt, Reply, TokenLogprob, ToolCall, Usage
 
 PROVIDER = "enginekit"
@@ -166,23 +166,23 @@ class ChunkWriter:
         with_receipt: whether the last chunk carries it.
     """
 
-    __slots__ = ("_indices", "_model", "_receipt", "_with_receipt")
+    __slots__ = ("_indices", "_model", "_receipt", "_text_chunk", "_with_receipt")
 
     def __init__(self, receipt: Receipt, *, model: str, with_receipt: bool) -> None:
         self._receipt = receipt
         self._model = model
         self._with_receipt = with_receipt
         self._indices: dict[int, None] = {}
+        self._text_chunk = text_chunk_maker()
 
     def write(self, chunk: Chunk) -> Sequence[ChatGenerationChunk]:
         """The chunks that this one becomes: one, but two when text and tool pieces came together."""
-        if chunk.end is None and not chunk.tool_calls:
-            return (
-                (content_chunk(chunk),) if chunk.text or chunk.reasoning or chunk.logprobs else ()
-            )
         out: list[ChatGenerationChunk] = []
-        if chunk.text or chunk.reasoning or chunk.logprobs:
-            out.append(content_chunk(chunk))
+        text, reasoning, logprobs = chunk.text, chunk.reasoning, chunk.logprobs
+        if text or reasoning or logprobs:
+            extra = {"reasoning_content": reasoning} if reasoning else {}
+            metadata = {"logprobs": {"content": logprob_rows(logprobs)}} if logprobs else {}
+            out.append(self._text_chunk(text, extra, metadata))
         if chunk.tool_calls:
             out.append(self._pieces(chunk))
         if chunk.end is not None:
@@ -228,15 +228,6 @@ class ChunkWriter:
                 )
             )
         )
-
-
-def content_chunk(chunk: Chunk) -> ChatGenerationChunk:
-    """Text, reasoning and log probabilities of one event."""
-    return text_chunk(
-        chunk.text,
-        {"reasoning_content": chunk.reasoning} if chunk.reasoning else {},
-        {"logprobs": {"content": logprob_rows(chunk.logprobs)}} if chunk.logprobs else {},
-    )
 
 
 def _piece(index: int, id: str | None, name: str | None, arguments: str) -> Any:
