@@ -10,6 +10,7 @@ from tests.engines.recordings import load
 from tests.witness.support import serve
 
 text_generation = pytest.importorskip("text_generation", reason="nox -s witness_tgi installs it")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its pydantic calls are old
 
 
 def test_it_reads_the_recorded_stream(server):
