@@ -76,6 +76,19 @@ def test_tools_in_every_mode() -> None:
         body(chat(tool_choice=ToolChoice(mode="required")))
 
 
+def test_a_forced_call_is_made_strict_and_the_receipt_says_so() -> None:
+    """Without `strict` this server forces the form of a call around any JSON, as seen live."""
+    loose = Tool(name="f", parameters={"type": "object"})
+    free = replace(loose, name="g", strict=False)
+    forced = engine().encode(chat(tools=(loose, free), tool_choice=ToolChoice(mode="required")))
+    sent = [item["function"]["strict"] for item in forced.call.json["tools"]]
+    assert sent == [True, False]
+    assert forced.receipt.outcome("tools") == "translated"
+    auto = engine().encode(chat(tools=(loose,)))
+    assert "strict" not in auto.call.json["tools"][0]["function"]
+    assert auto.receipt.outcome("tools") == "sent"
+
+
 def test_one_call_only_is_sent_and_enforced() -> None:
     """A server that makes two all the same is kept to the first."""
     encoded = engine().encode(chat(tools=(WEATHER,), parallel_tool_calls=False), stream=True)
