@@ -67,7 +67,8 @@ def test_the_largest_context_fits_and_the_next_does_not(
         assert plan(spec, computer, context=best, **options).fits  # type: ignore[arg-type]
     if best < spec.context_length:
         beyond = plan(spec, computer, context=best + 256, **options)  # type: ignore[arg-type]
-        assert not (beyond.fits and beyond.where in ("one GPU", "several GPUs", "CPU"))
+        whole = ("one GPU", "several GPUs") if computer.gpus else ("CPU",)
+        assert not (beyond.fits and beyond.where in whole)
 
 
 @given(models, machines, st.sampled_from([CONTEXT, *POOLS]))
@@ -110,9 +111,11 @@ def test_every_fix_that_names_a_setting_works(model: str, machine: str) -> None:
     for fix in made.fixes:
         word = fix.change.split()
         options: dict[str, object] = {"context": 32768, "users": 2}
+        if "+" in word:
+            continue
         if word[0] == "context":
             options["context"] = int(word[1])
-        elif word[-1] == "cache" and "+" not in word:
+        elif word[-1] == "cache":
             options["cache_type"] = word[0]
         elif word[-1] in ("user", "users"):
             options["users"] = int(word[0])

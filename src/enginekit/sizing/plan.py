@@ -105,7 +105,7 @@ def _with_context(
     if tiers:
         memory = sum(gpu.total for gpu in sizer.devices.gpus)
         tokens = next(tokens for least, tokens in tiers if memory >= least)
-        why = f"this engine's default for {memory / GIB:.0f} GiB of GPU memory"
+        why = f"the default for {memory / GIB:.0f} GiB of GPU memory"
         return replace(setting, context=min(tokens, trained)), why
     best = _largest_context(sizer, setting, model, offload=False)
     least = min(sizer.policy.least_context, trained)
@@ -133,8 +133,10 @@ def _largest_context(
         return min(max(largest(over, 1, steps), 0) * _STEP, trained)
 
     best = 0
-    for place in sizer.places():
-        best = max(best, search(place))
+    places: list[Placement | Shards] = [*sizer.places()]
+    for place in reversed(places):
+        if excess(sizer, replace(setting, context=min(best + _STEP, trained)), place) <= 0:
+            best = search(place)
         if best >= trained:
             return trained
     if best or not offload or isinstance(sizer, Pooling):
@@ -287,23 +289,20 @@ def _binding(shown: tuple[DevicePlan, ...]) -> str:
 def _most_users(
     sizer: Allocation | Pooling, setting: Setting, place: Placement | Shards, verdict: Verdict
 ) -> int:
-    if verdict == "no":
-        places: list[Placement | Shards] = [*sizer.places()]
-    elif isinstance(place, Placement) and (place.host_layers or place.host_experts):
+    places: list[Placement | Shards] = [*sizer.places()]
+    offloaded = isinstance(place, Placement) and (place.host_layers or place.host_experts)
+    if verdict != "no" and offloaded:
         places = [place]
-    else:
-        places = [*sizer.places()[-1:]]
     best = 0
-    for tried in places:
-        best = max(
-            best,
-            largest(
-                lambda users, tried=tried: excess(sizer, replace(setting, users=users), tried),  # type: ignore[misc]
-                1,
-                MOST_USERS,
-            ),
-        )
-    return max(best, 0)
+    # The last holds most as a rule; another is searched only where it holds one more.
+    for tried in reversed(places):
+
+        def over(users: int, tried: Placement | Shards = tried) -> int:
+            return excess(sizer, replace(setting, users=users), tried)
+
+        if best < MOST_USERS and over(best + 1) <= 0:
+            best = largest(over, best + 1, MOST_USERS)
+    return best
 
 
 def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[QuantizationFit, ...]:
@@ -311,13 +310,13 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
     if setting.quantization not in names:
         names.insert(0, setting.quantization)
     result = []
-    last = sizer.places()[-1]
+    places = sizer.places()[::-1]
     for name in names:
         tried = replace(setting, quantization=name)
         verdict: Verdict = "no"
-        if excess(sizer, tried, last) <= 0:
+        if any(excess(sizer, tried, place) <= 0 for place in places):
             verdict = "fits"
-        elif excess(sizer, tried, last, margin=False) <= 0:
+        elif any(excess(sizer, tried, place, margin=False) <= 0 for place in places):
             verdict = "tight"
         with_host = verdict == "fits"
         if isinstance(sizer, Allocation):
