@@ -188,6 +188,11 @@ class Allocation:
         widest = self.weights(setting.quantization).high
         sizes = self.weights_on(setting.quantization, place)
         over = -(1 << 62)
+        for size, gpu in zip(sizes, place.gpus, strict=False):
+            # Weights alone are too large: the rest need not be known.
+            over = max(over, size - gpu.limit)
+        if over > 0:
+            return over
         lent_expected = lent_high = 0
         for size, need in zip(sizes, self.needs(setting, place), strict=True):
             device = need.device

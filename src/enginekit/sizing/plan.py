@@ -311,6 +311,8 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
         names.insert(0, setting.quantization)
     result = []
     places = sizer.places()[::-1]
+    gpus, host = sizer.devices.gpus, sizer.devices.host
+    room = host.limit + sum(gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus)
     for name in names:
         tried = replace(setting, quantization=name)
         verdict: Verdict = "no"
@@ -321,7 +323,7 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
         with_host = verdict == "fits"
         if isinstance(sizer, Allocation):
             size = sizer.weights(name).found.total
-            if not with_host and sizer.devices.gpus and sizer.policy.offload:
+            if not with_host and size < room and gpus and sizer.policy.offload:
                 with_host = sizer.excess(tried, sizer.whole(0)) <= 0 or (
                     sizer.spec.experts is not None
                     and sizer.excess(tried, sizer._experts(sizer.n)) <= 0
