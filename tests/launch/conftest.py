@@ -136,12 +136,13 @@ def smollm2() -> Path:
 
 @pytest.fixture(autouse=True)
 def _quiet_children() -> Iterator[None]:
-    """Keepers that the test's own process started are collected before the next test."""
+    """Keepers that this test started are collected before the next one; others may live on."""
     from enginekit.launch import _spawn
 
+    before = list(_spawn._started)
     yield
     deadline = time.monotonic() + PATIENCE
-    while _spawn._started and time.monotonic() < deadline:
+    while any(keeper not in before for keeper in _spawn._started) and time.monotonic() < deadline:
         _spawn.reap()
         time.sleep(0.02)
 
