@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from enginekit.cli.errors import NOTHING_FITS
 from enginekit.cli.output import print_json
+from enginekit.errors import ConfigError
 from enginekit.kit import planning
 from enginekit.sizing.outcome import TERMS, DevicePlan, Plan, Rate
 
@@ -33,6 +36,7 @@ def plan(
     ubatch: int | None = None,
     sequences: int | None = None,
     json: bool = False,
+    html: Path | None = None,
 ) -> int:
     """Show whether a model fits, with which context, how fast, and why. Exit code 3: it does not.
 
@@ -58,23 +62,48 @@ def plan(
         Most sequences of an engine that sets a pool aside (vLLM's max_num_seqs).
     json
         Print one JSON object, sizes in bytes.
+    html
+        Also write the plan as one self-contained page with charts.
     """
-    made = planning.plan(
-        model,
-        hardware=hardware,
-        engine=engine,
-        quantization=quant,
-        context=context,
-        users=users,
-        cache_type=cache,
-        ubatch=ubatch,
-        sequences=sequences,
-    )
+    settings: dict[str, Any] = {
+        "engine": engine,
+        "quantization": quant,
+        "users": users,
+        "cache_type": cache,
+        "ubatch": ubatch,
+        "sequences": sequences,
+    }
+    made = planning.plan(model, hardware=hardware, context=context, **settings)
+    if html is not None:
+        _write_page(html, made, model, hardware, settings)
     if json:
         print_json(made.to_dict())
     else:
         sys.stdout.write("\n".join(render(made)) + "\n")
     return NOTHING_FITS if made.verdict == "no" else 0
+
+
+def _write_page(
+    path: Path, made: Plan, model: str, hardware: str | None, settings: dict[str, Any]
+) -> None:
+    """The plan as a page, with plans at other contexts for its curves."""
+    from enginekit.cli import _plan_html
+
+    spec, machine = planning.model_of(model), planning.machine_of(hardware)
+    # The same model file and quantization as in the plan itself, so that only the context differs.
+    settings = {**settings, "quantization": settings["quantization"] or made.quantization}
+    others = [
+        planning.plan(spec, hardware=machine, context=context, **settings).to_dict()
+        for context in _plan_html.contexts(spec.context_length, made.context)
+    ]
+    page = _plan_html.page(made.to_dict(), others)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}",
+            hint="give --html a file in a folder that exists",
+        ) from error
 
 
 def render(made: Plan) -> list[str]:
