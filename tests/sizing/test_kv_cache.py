@@ -66,7 +66,7 @@ def test_per_token_figures_of_the_catalog(row: dict[str, str]) -> None:
     spec = describe(row["name"])
     if row["name"] == "glm-5.2":
         # The source leaves the indexer out, though it names it: the first two layers and one in four
-            # of the rest have one (llama.cpp, src/models/glm-dsa.cpp).
+        # of the rest have one (llama.cpp, src/models/glm-dsa.cpp).
         assert bytes_per_token(spec) == number("kv_bytes_per_token_f16") + 21 * 128 * 2
     else:
         assert bytes_per_token(spec) == number("kv_bytes_per_token_f16")
