@@ -45,6 +45,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Every program in examples/, the notebook too, on a real server."""
+    install(session, "test", "examples")
+    session.run("pytest", "tests/examples", *session.posargs)
+
+
+@nox.session
 def light(session: nox.Session) -> None:
     """With no extra installed the core still imports, configures and says what is missing."""
     install(session, extras="")

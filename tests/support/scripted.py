@@ -10,9 +10,12 @@ places that make their pieces unique.
 Replies, by what the last user message holds (see `REPLIES` and `CALLS`): a greeting with its "é"
 over two tokens (anything else, also after a tool's answer), MUSE thinks first, LONG never ends,
 SAME repeats one word without end, PERSON and "joke" are JSON, CALL is one tool call, CALLS two;
-further calls answer the questions of the langchain-tests suite. A call is written in `<tool_call>`
+further ones answer the questions of the langchain-tests suite and of `examples/`. A call is written in `<tool_call>`
 tags when the request has tools, and as bare JSON when the system message asks for
-`{"name": <name of the function>, …}`, which is how enginekit emulates a forced call.
+`{"name": <name of the function>, …}`, which is how enginekit emulates a forced call. A server that
+forces calls itself leaves no room for tags: to each call's mark belong a second and a third best
+successor, which begin a JSON list of calls (vLLM's form when some call is required) and the bare
+arguments (its form when one function is named).
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ import numpy as np
 WIDTH = 128
 HEADS = 4
 CONTEXT = 16384
+FIRST, SECOND, THIRD = 3.0, 1.8, 1.3
+"""How strongly a token calls its first, second and third successor; noise stays below 1."""
 END = "<|eot_id|>"
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", END)
 USER = ("<tool_call>", "<think>", "</think>")
@@ -80,6 +85,16 @@ REPLIES: tuple[Reply, ...] = (
             '{"setup": "Why did the cat sit on the laptop?", "punchline": "To watch the mouse."}',
         ),
     ),
+    Reply(
+        name="invoice",
+        when="'INVOICE' in last",
+        text=(
+            '{"number": "2026-0417", "seller": "Harbour Supplies Ltd", "lines": ['
+            '{"quantity": 2, "item": "mooring rope, 20 m", "amount": 91.0}, '
+            '{"quantity": 1, "item": "anchor, galvanised, 12 kg", "amount": 119.0}], '
+            '"total": 210.0}',
+        ),
+    ),
 )
 
 _JOKE = {"setup": "What do cats read?", "punchline": "The mewspaper."}
@@ -91,6 +106,11 @@ CALLS: tuple[Call, ...] = (
         calls=(("get_weather", {"city": "Oslo"}), ("add", {"a": 2, "b": 3})),
     ),
     Call(name="call", when="'CALL' in last", calls=(("get_weather", {"city": "Rome"}),)),
+    Call(
+        name="trip",
+        when="'my train' in last",
+        calls=(("get_weather", {"city": "Oslo"}), ("next_train", {"destination": "Oslo"})),
+    ),
     Call(
         name="noargs",
         when="'magic_function_no_args' in last",
@@ -141,11 +161,16 @@ CALLS: tuple[Call, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A vocabulary and who follows whom."""
+    """A vocabulary and who follows whom.
+
+    Attributes:
+        others: less likely successors, which show only where a grammar rules out the first.
+    """
 
     vocabulary: tuple[str, ...]
     kinds: tuple[int, ...]
     successors: dict[int, int]
+    others: tuple[tuple[int, int, float], ...]
     template: str
 
 
@@ -249,7 +274,16 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
         tagged = "".join(f"<tool_call>\n{row}\n</tool_call>\n" for row in rows)
         chain(words.index[f"<|{call.name}|>"], words.cut(tagged), end)
         chain(words.index[f"<|{call.name}-bare|>"], words.cut(rows[0]), end)
-    return Script(tuple(words.words), tuple(words.kinds), follow, _template(replies, calls))
+    others = []
+    for call in calls:
+        listed = [{"name": name, "parameters": arguments} for name, arguments in call.calls]
+        for forced, weight in ((listed, SECOND), (call.calls[0][1], THIRD)):
+            first, *rest = words.cut(json.dumps(forced, ensure_ascii=False))
+            others.append((words.index[f"<|{call.name}|>"], first, weight))
+            chain(first, rest, end)
+    return Script(
+        tuple(words.words), tuple(words.kinds), follow, tuple(others), _template(replies, calls)
+    )
 
 
 _HEAD = r"""{{ bos_token }}{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}{% set bare = 'name of the function' in system %}{% if tools %}<|start_header_id|>system<|end_header_id|>
@@ -293,8 +327,18 @@ def _tensors(made: Script) -> dict[str, np.ndarray[Any, Any]]:
     rng = np.random.default_rng(7)
     embedding = rng.standard_normal((count, WIDTH)).astype(np.float32)
     output = np.zeros((count, WIDTH), np.float32)
+    # Many tokens are last ones. As many directions in one row of the output would drown the others,
+    # so they share one.
+    end = SPECIAL.index(END)
+    last = [before for before, after in made.successors.items() if after == end]
+    embedding[last] = embedding[last[0]]
+    output[end] = FIRST * embedding[last[0]] / np.linalg.norm(embedding[last[0]])
     for before, after in made.successors.items():
-        output[after] += 3 * embedding[before] / np.linalg.norm(embedding[before])
+        if after == end:
+            continue
+        output[after] += FIRST * embedding[before] / np.linalg.norm(embedding[before])
+    for before, after, weight in made.others:
+        output[after] += weight * embedding[before] / np.linalg.norm(embedding[before])
     small = (rng.standard_normal((WIDTH, WIDTH)) * 0.02).astype(np.float32)
     one, zero = np.ones(WIDTH, np.float32), np.zeros((WIDTH, WIDTH), np.float32)
     return {
