@@ -23,7 +23,6 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +131,9 @@ class Http:
 
 Job = Callable[[], None]
 
+LOOP = asyncio.new_event_loop()
+"""One loop for all: ChatOpenAI and ChatOllama fail in the second `asyncio.run` of a process."""
+
 
 def check(text: str, tokens: int) -> None:
     if text != text_of(tokens):
@@ -160,7 +162,7 @@ def in_loop(one: Callable[[], Awaitable[str]], tokens: int, at_once: int, times:
             for text in await asyncio.gather(*(one() for _ in range(at_once))):
                 check(text, tokens)
 
-    return lambda: asyncio.run(run())
+    return lambda: LOOP.run_until_complete(run())
 
 
 def ainvoke(model: Any, tokens: int, at_once: int) -> Job:
@@ -183,19 +185,16 @@ small pools are the cheapest way to use it, and A is to be the cheapest honest l
 
 
 def http_in_loop(http: Http, kind: str, tokens: int, at_once: int, times: int = 1) -> Job:
-    async def run() -> None:
-        one = http.awhole if kind == "whole" else http.astream
-        async with AsyncExitStack() as stack:
-            clients = [
-                await stack.enter_async_context(http.async_client())
-                for _ in range(-(-at_once // AT_A_CLIENT))
-            ]
-            for _ in range(times):
-                calls = (one(clients[number // AT_A_CLIENT]) for number in range(at_once))
-                for text in await asyncio.gather(*calls):
-                    check(text, tokens)
+    one = http.awhole if kind == "whole" else http.astream
+    clients = [http.async_client() for _ in range(-(-at_once // AT_A_CLIENT))]
 
-    return lambda: asyncio.run(run())
+    async def run() -> None:
+        for _ in range(times):
+            calls = (one(clients[number // AT_A_CLIENT]) for number in range(at_once))
+            for text in await asyncio.gather(*calls):
+                check(text, tokens)
+
+    return lambda: LOOP.run_until_complete(run())
 
 
 def batch(model: Any, tokens: int, count: int) -> Job:
@@ -382,6 +381,8 @@ def main() -> int:
     rows = measure(given.rounds, given.only, known_peers if given.peers else lambda url: {})
     if not given.only:
         latency()
+    LOOP.run_until_complete(LOOP.shutdown_asyncgens())
+    LOOP.close()
     if given.json:
         given.json.write_text(json.dumps(rows, indent=2))
     return int(any(row["enginekit"] > row["limit"] for row in rows))

@@ -185,6 +185,14 @@ def test_before_the_first_call_the_profile_promises_the_least() -> None:
     assert set(unknown.profile_origins) == set(unknown.profile)
 
 
+def test_agents_are_told_to_force_a_tool_for_structured_output() -> None:
+    """`create_agent` takes True as leave to send tools and a schema in one request."""
+    for engine in (None, "vllm", "llamacpp", "ollama"):
+        profile = EngineKitChat(model="m", engine=engine).profile
+        assert profile is not None
+        assert profile["structured_output"] is False
+
+
 def test_a_profile_given_by_the_caller_wins() -> None:
     model = EngineKitChat(model="m", profile={"max_input_tokens": 7})
     assert model.profile == {"max_input_tokens": 7}

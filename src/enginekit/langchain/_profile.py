@@ -20,7 +20,6 @@ _KEYS: Mapping[str, Feature] = {
     "tool_calling": "tools",
     "tool_choice": "tool_choice_required",
     "tool_call_streaming": "stream_tools",
-    "structured_output": "json_schema",
     "reasoning_output": "reasoning",
     "image_inputs": "images",
     "image_url_inputs": "image_urls",
@@ -29,6 +28,10 @@ _KEYS: Mapping[str, Feature] = {
 """Profile key to the capability that decides it."""
 
 _PLAIN = {"text_inputs": True, "text_outputs": True, "temperature": True, "pdf_inputs": False}
+_AGENTS = (
+    "agents read this as schema and tools in one request, which no engine can do; they force a tool "
+    "instead. with_structured_output() constrains decoding all the same"
+)
 SMALLEST_WINDOW = 2048
 """Tokens; the smallest window any known engine starts with."""
 
@@ -79,6 +82,7 @@ def _plain() -> Profile:
     made = Profile()
     for key, value in _PLAIN.items():
         made.put(key, value, "the same on every engine")
+    made.put("structured_output", False, _AGENTS)
     return made
 
 

@@ -185,6 +185,8 @@ class Connection(BaseModel):
     """Proxy URL; `""` forbids one. None lets the environment decide."""
     allow_large_download: bool | None = None
     """Let library code fetch a model file over 500 MB."""
+    fetch_images: bool | None = None
+    """Fetch images by URL and send their bytes, where the engine takes no URLs."""
     chat_template: str | None = None
     """Template file for a server that enginekit starts."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
