@@ -49,6 +49,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "proxy": str,
     "allow_large_download": bool,
     "chat_template": str,
+    "fetch_images": bool,
 }
 """Every setting by name, and the type of its value."""
 
@@ -66,7 +67,7 @@ ENGINE_KEYS: Mapping[str, type | tuple[type, ...]] = {
 """Keys of a table `[engines.NAME]`."""
 
 _BOUND_TO_ENGINE = frozenset({"base_url", "api_key", "model"})
-_NOT_IN_PROJECT = frozenset({"api_key", "client_cert", "allow_large_download"})
+_NOT_IN_PROJECT = frozenset({"api_key", "client_cert", "allow_large_download", "fetch_images"})
 _PATHS = frozenset({"ca_file", "client_cert", "chat_template"})
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "lossy": ("warn", "error"),

@@ -115,7 +115,7 @@ class ModelFileError(EngineKitError, ValueError):
 
 
 class DownloadError(EngineKitError):
-    """A model could not be fetched; the message lists each source tried and why it failed."""
+    """A model or image could not be fetched; the message says what was tried and why it failed."""
 
 
 class DownloadTooLarge(DownloadError):

@@ -28,7 +28,7 @@ from enginekit.errors import (
 )
 from enginekit.facts.engine import Load, ModelCard, ServerFacts
 from enginekit.fallback import open_first
-from enginekit.kit import embedded
+from enginekit.kit import embedded, images
 from enginekit.kit.describe import Description, describe
 from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve
 from enginekit.operations import Folder, open_reply
@@ -364,6 +364,12 @@ class Client:
         route = yield from self._route(number, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
+        request, fetched = yield from images.with_bytes(
+            route.engine,
+            request,
+            allowed=bool(self.config.value("fetch_images", False)),
+            stream=stream,
+        )
         try:
             opened = yield from open_reply(
                 route.engine,
@@ -378,8 +384,8 @@ class Client:
             if isinstance(error, Unreachable):
                 raise explained(route, error) from error
             raise
-        if route.notes:
-            opened.receipt.notes.extend(route.notes)
+        if route.notes or fetched:
+            opened.receipt.notes.extend((*route.notes, *fetched))
         return opened
 
     def _connect(self) -> Operation[ServerFacts | None]:

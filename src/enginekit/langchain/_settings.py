@@ -7,106 +7,27 @@ taken from the environment show as attributes but are not handed on as arguments
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
 from enginekit import config
-from enginekit.errors import ConfigError, EngineKitError, UnknownSetting, describe_choices
+from enginekit.errors import ConfigError, EngineKitError
 from enginekit.kit.client import Client
 from enginekit.langchain._errors import dual
+from enginekit.langchain._keywords import (
+    EnvSecret,
+    EnvText,
+    from_environment,
+    kept,
+    key_from_environment,
+    unknown,
+)
 from enginekit.langchain._profile import Profile
 from enginekit.types import Receipt
-
-FOREIGN: Mapping[str, str] = {
-    "num_ctx": "context_window",
-    "num_predict": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "repetition_window",
-    "stop_sequences": "stop",
-    "openai_api_base": "base_url",
-    "openai_api_key": "api_key",
-    "inference_server_url": "base_url",
-    "endpoint_url": "base_url",
-    "request_timeout": "timeout",
-    "extra_body": "engine_options",
-    "model_kwargs": "engine_options",
-    "options": "engine_options",
-    "model_id": "model",
-    "repo_id": "model",
-    "model_path": "model",
-    "n_ctx": "context",
-    "reasoning_effort": "reasoning",
-    "think": "reasoning",
-    "chat_template_kwargs": "template_options",
-    "format": "response_format",
-    "guided_json": "response_format",
-    "top_n_sigma": "engine_options",
-}
-"""Names that other libraries give to our settings."""
-
-
-class _EnvText(str):
-    """A setting read from the environment."""
-
-    __slots__ = ()
-
-
-class _EnvSecret(SecretStr):
-    """A key read from the environment."""
-
-
-def _kept(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    # Frameworks rebuild a model from its attributes; what came from the environment must stay so.
-    return value if isinstance(value, (_EnvText, _EnvSecret)) else handler(value)
-
-
-kept = WrapValidator(_kept)
-
-
-def from_environment(name: str) -> Callable[[], Any]:
-    """A default factory that reads `ENGINEKIT_NAME`."""
-    variable = config.PREFIX + name.upper()
-
-    def read() -> _EnvText | None:
-        value = os.environ.get(variable)
-        return _EnvText(value) if value else None
-
-    return read
-
-
-def _key_from_env() -> _EnvSecret | None:
-    value = os.environ.get(config.PREFIX + "API_KEY")
-    return _EnvSecret(value) if value else None
-
-
-def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -> UnknownSetting:
-    """The error for a keyword that does not exist; knows what other libraries call ours."""
-    meant = FOREIGN.get(name)
-    near = (meant,) if meant in known else describe_choices(tuple(known), name, 1)
-    return UnknownSetting(
-        f"{where} does not know {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        hint=None
-        if near
-        else "a field of the engine's own wire format goes into engine_options={…}",
-        name=name,
-        near=near,
-    )
 
 
 def reraise(error: EngineKitError) -> NoReturn:
@@ -161,7 +82,7 @@ class Connection(BaseModel):
     `engines=["vllm", "ollama"]`), are tried in order before the first token. None finds one."""
     base_url: Annotated[str | None, kept] = Field(default_factory=from_environment("base_url"))
     """`http://host:port`, `https://…` or `unix:///path`; `ENGINEKIT_BASE_URL`."""
-    api_key: Annotated[SecretStr | None, kept] = Field(default_factory=_key_from_env)
+    api_key: Annotated[SecretStr | None, kept] = Field(default_factory=key_from_environment)
     """`ENGINEKIT_API_KEY`. Never shown."""
     timeout: float | dict[str, float] | None = None
     """Seconds, or budgets by name: connect, load, first_token, between_tokens, whole_reply."""
@@ -263,7 +184,7 @@ class Connection(BaseModel):
         found: dict[str, Any] = {}
         for name in self._client_fields:
             value = getattr(self, name)
-            if value is None or isinstance(value, (_EnvText, _EnvSecret)):
+            if value is None or isinstance(value, (EnvText, EnvSecret)):
                 continue
             found[name] = value.get_secret_value() if isinstance(value, SecretStr) else value
         return found

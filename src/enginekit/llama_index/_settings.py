@@ -157,6 +157,10 @@ class Connection(BaseModel):
     allow_large_download: bool | None = Field(
         default=None, description="Let library code fetch a model file over 500 MB."
     )
+    fetch_images: bool | None = Field(
+        default=None,
+        description="Fetch images by URL and send their bytes, where the engine takes no URLs.",
+    )
     chat_template: str | None = Field(
         default=None, description="Template file for a server that enginekit starts."
     )
