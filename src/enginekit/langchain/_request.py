@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any, Final
 
 from enginekit.errors import ConfigError
-from enginekit.langchain._settings import unknown
+from enginekit.langchain._keywords import unknown
 from enginekit.langchain._tools import to_constraint, to_tool_choice, to_tools
 from enginekit.types import UNSET, Sampling
 

@@ -20,6 +20,7 @@ from enginekit._version import __version__
 from enginekit.errors import ConfigError, EngineKitError
 from enginekit.langchain import _profile, _structured, _tokens
 from enginekit.langchain._generating import Generating
+from enginekit.langchain._keywords import unknown
 from enginekit.langchain._messages import to_messages
 from enginekit.langchain._replies import ChunkWriter, to_result
 from enginekit.langchain._request import (
@@ -29,7 +30,7 @@ from enginekit.langchain._request import (
     request_fields,
     with_call,
 )
-from enginekit.langchain._settings import State, reraise, unknown
+from enginekit.langchain._settings import State, reraise
 from enginekit.langchain._tools import openai_tool, openai_tool_choice, to_tool_choice
 from enginekit.types import ChatRequest
 

@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field
 
 from enginekit.errors import EngineKitError
 from enginekit.kit.client import Client
+from enginekit.langchain._keywords import from_environment, kept
 from enginekit.langchain._request import seconds
-from enginekit.langchain._settings import Connection, State, from_environment, kept, reraise
+from enginekit.langchain._settings import Connection, State, reraise
 from enginekit.types import UNSET, EmbedRequest
 
 

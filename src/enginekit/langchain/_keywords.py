@@ -1,0 +1,90 @@
+"""Where a keyword's value came from, and what a keyword that does not exist may have meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import SecretStr, ValidatorFunctionWrapHandler, WrapValidator
+
+from enginekit import config
+from enginekit.errors import UnknownSetting, describe_choices
+
+FOREIGN: Mapping[str, str] = {
+    "num_ctx": "context_window",
+    "num_predict": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "repetition_window",
+    "stop_sequences": "stop",
+    "openai_api_base": "base_url",
+    "openai_api_key": "api_key",
+    "inference_server_url": "base_url",
+    "endpoint_url": "base_url",
+    "request_timeout": "timeout",
+    "extra_body": "engine_options",
+    "model_kwargs": "engine_options",
+    "options": "engine_options",
+    "model_id": "model",
+    "repo_id": "model",
+    "model_path": "model",
+    "n_ctx": "context",
+    "reasoning_effort": "reasoning",
+    "think": "reasoning",
+    "chat_template_kwargs": "template_options",
+    "format": "response_format",
+    "guided_json": "response_format",
+    "top_n_sigma": "engine_options",
+}
+"""Names that other libraries give to our settings."""
+
+
+class EnvText(str):
+    """A setting read from the environment."""
+
+    __slots__ = ()
+
+
+class EnvSecret(SecretStr):
+    """A key read from the environment."""
+
+
+def _kept(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    # Frameworks rebuild a model from its attributes; what came from the environment must stay so.
+    return value if isinstance(value, (EnvText, EnvSecret)) else handler(value)
+
+
+kept = WrapValidator(_kept)
+
+
+def from_environment(name: str) -> Callable[[], Any]:
+    """A default factory that reads `ENGINEKIT_NAME`."""
+    variable = config.PREFIX + name.upper()
+
+    def read() -> EnvText | None:
+        value = os.environ.get(variable)
+        return EnvText(value) if value else None
+
+    return read
+
+
+def key_from_environment() -> EnvSecret | None:
+    """A default factory that reads `ENGINEKIT_API_KEY`."""
+    value = os.environ.get(config.PREFIX + "API_KEY")
+    return EnvSecret(value) if value else None
+
+
+def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -> UnknownSetting:
+    """The error for a keyword that does not exist; knows what other libraries call ours."""
+    meant = FOREIGN.get(name)
+    near = (meant,) if meant in known else describe_choices(tuple(known), name, 1)
+    return UnknownSetting(
+        f"{where} does not know {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+        hint=None
+        if near
+        else "a field of the engine's own wire format goes into engine_options={…}",
+        name=name,
+        near=near,
+    )
