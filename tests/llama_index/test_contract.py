@@ -1,7 +1,8 @@
 """What every engine must do through LlamaIndex: 8 methods × text, thinking, tools, structure, usage.
 
 The same tests run on three wires on loopback and, marked `embedded`, on a real llama.cpp with
-scripted weights.
+scripted weights. With ENGINEKIT_LIVE_URL and its kin (see `tests/contract/conftest.py`) they run on
+that server alone, which must have the scripted weights too.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 
 from enginekit.errors import Unsupported
 from enginekit.llama_index import EngineKitLLM
+from tests.contract.conftest import LIVE
 from tests.langchain.wires import VLLM, WIRES
 from tests.llama_index.subjects import GREETING, THOUGHT, Subject, on_wire, tools
 from tests.support.server import Server
@@ -40,12 +42,23 @@ def scripted_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("weights") / "scripted.gguf")
 
 
+REAL = "live" if LIVE["url"] else "embedded"
+ON_LOOPBACK = [] if LIVE["url"] else WIRES
+
+
 @pytest.fixture(
-    params=[*WIRES, pytest.param("embedded", marks=pytest.mark.embedded)],
+    params=[*ON_LOOPBACK, pytest.param(REAL, marks=pytest.mark.embedded)],
     ids=lambda p: p if isinstance(p, str) else p.engine,
 )
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Each engine in turn."""
+    if request.param == "live":
+        if LIVE["scripted"] != "1":
+            pytest.skip("exact expectations need the scripted weights on the server")
+        named = {"engine": "engine", "base_url": "url", "model": "model", "api_key": "key"}
+        settings = {setting: LIVE[name] for setting, name in named.items() if LIVE[name]}
+        yield Subject({**settings, "temperature": 0})
+        return
     if request.param != "embedded":
         with Server() as server:
             yield on_wire(request.param(server))
@@ -291,12 +304,19 @@ def test_the_limit_of_tokens_ends_a_reply_and_says_so(subject: Subject) -> None:
 
 
 def test_the_tokenizer_is_the_engines_own_or_refuses(subject: Subject) -> None:
-    tokenizer = subject.llm().tokenizer
+    llm = subject.llm()
+    tokenizer = llm.tokenizer
     if subject.wire is not None:
         assert "EngineTokenizer" in repr(tokenizer)
         if subject.wire.engine == "ollama":
             with pytest.raises(Unsupported, match="tokenizer"):
                 tokenizer("Hello")
+        return
+    engine = llm.connect().client.engine
+    assert engine is not None
+    if engine.capability("tokenize").support == "none":
+        with pytest.raises(Unsupported, match="tokenizer"):
+            tokenizer("Hello")
         return
     ids = tokenizer("Hello there!")
     assert ids
