@@ -59,8 +59,8 @@ def test_weights_cache_and_total_are_llamacpps_own(name: str, plans: Plans) -> N
         assert cache // MIB == plan.context, context
         assert sum(mib for *_, mib in plan.caches) == pytest.approx(cache / MIB, abs=0.02)
         ours, theirs = (model + cache + compute) / MIB, plan.total
-        assert abs(ours - theirs) <= max(0.05 * theirs, 300), context
-        assert ours >= 0.98 * theirs - 3, context
+        # Promised: 5 per cent or 300 MiB, and 2 per cent below. Reached: 1.6 per cent either way.
+        assert abs(ours - theirs) <= 0.02 * theirs + 3, context
 
 
 @pytest.mark.parametrize("name", sorted(CHOSEN))

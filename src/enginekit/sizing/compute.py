@@ -94,6 +94,9 @@ def llamacpp_compute(
     layers = per_row * (width.layer + width.layer_embedding)
     # Measured 5 or 6 rows of the hidden width beside the logits on CPU, 1 or 2 on CUDA.
     head = 4 * outputs * spec.vocab + per_row * 6 * spec.hidden
+    if not spec.causal:
+        # An encoder keeps no past: its masks are as wide as the micro-batch.
+        context, sliding_cells = min(context, ubatch), min(sliding_cells, ubatch)
     mask = 2 * ubatch * (context + sliding_cells) * copies
     if not flash:
         mask *= 2
