@@ -77,7 +77,10 @@ class Ollama(Engine):
     def model_facts(self, model: str) -> ModelFacts:
         """What the probe learned about a model; empty facts for one it did not see."""
         found = self._card(model)
-        return ModelFacts() if found is None else found.extra["model"]
+        facts: ModelFacts = (
+            ModelFacts() if found is None else found.extra.get("model", ModelFacts())
+        )
+        return facts
 
     def _card(self, model: str) -> ModelCard | None:
         if self.facts is None:
