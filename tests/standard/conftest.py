@@ -36,6 +36,16 @@ SKIPS = {
     "test_image_tool_message": NO_MEDIA,
     "test_pdf_inputs": "no self-hosted engine reads PDF files; enginekit refuses them",
     "test_pdf_tool_message": "no self-hosted engine reads PDF files; enginekit refuses them",
+    **dict.fromkeys(
+        (
+            "test_embed_query",
+            "test_embed_documents",
+            "test_aembed_query",
+            "test_aembed_documents",
+            "test_each_text_has_its_own_vector_in_its_own_place",
+        ),
+        "the live server chats; name one that embeds by ENGINEKIT_LIVE_EMBED_URL",
+    ),
     "test_stream_time": "upstream measures time on a cassette only; benchmarks/ measures streams",
 }
 """Standard tests that may skip, and why."""
@@ -94,6 +104,8 @@ def embedding_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
             LIVE["scripted"] == "1",
         )
         return
+    if LIVE["url"]:
+        pytest.skip("the live server chats; name one that embeds by ENGINEKIT_LIVE_EMBED_URL")
     from enginekit.launch.embedded import EmbeddedSpec, acquire
 
     with pytest.MonkeyPatch.context() as patch:
