@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from enginekit.errors import EngineKitError as EngineKitError
     from enginekit.errors import StreamTruncated as StreamTruncated
     from enginekit.kit.client import Client as Client
+    from enginekit.kit.planning import plan as plan
     from enginekit.langchain import EngineKitChat as EngineKitChat
     from enginekit.llama_index import EngineKitLLM as EngineKitLLM
 
@@ -26,6 +27,7 @@ _PUBLIC: dict[str, str] = {
     "EngineKitError": "enginekit.errors",
     "EngineKitLLM": "enginekit.llama_index",
     "StreamTruncated": "enginekit.errors",
+    "plan": "enginekit.kit.planning",
 }
 
 _EXTRAS: dict[str, tuple[str, str]] = {
@@ -42,6 +44,7 @@ __all__ = [
     "EngineKitLLM",
     "StreamTruncated",
     "__version__",
+    "plan",
 ]
 
 
