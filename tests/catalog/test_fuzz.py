@@ -1,13 +1,13 @@
 """Parsers under fuzz: whatever the bytes, the outcome is a fact or an error of ours.
 
-A few hundred examples by default, 100,000 each with `ENGINEKIT_SOAK=1`.
+A few hundred examples by default, 100,000 each in a soak run.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,11 +20,19 @@ from enginekit.sizing.kv_cache import llamacpp_cache, vllm_pool
 from enginekit.sizing.weights import weights
 from tests.catalog.configs import CATALOG, OTHERS
 from tests.catalog.gguf_writer import header, text
+from tests.support.soak import examples, seconds
 
-# Read at collection, before the test environment is cleaned.
-EXAMPLES = 100_000 if os.environ.get("ENGINEKIT_SOAK") == "1" else 300
-fuzz = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-pytestmark = pytest.mark.timeout(7200 if EXAMPLES > 300 else 120)
+pytestmark = pytest.mark.timeout(seconds(120))
+
+_settings = settings(
+    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def fuzz(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that takes many more examples in a soak run."""
+    return pytest.mark.soak(_settings(test))
+
 
 PLAIN = {
     "general.architecture": "llama",

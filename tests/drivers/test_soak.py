@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,13 @@ from enginekit.drivers.sync import SyncDriver
 from tests.drivers.test_calls import call
 from tests.drivers.toy import DONE, PATH, STOP, delta, opening, toy
 from tests.support.server import sse, text_reply
+from tests.support.soak import SOAK, seconds
 
-SCALE = int(os.environ.get("SOAK", "1"))
-"""`SOAK=20` makes 20,000 requests and 2,000 abandoned streams on each driver."""
+ROUNDS = 40 if SOAK else 2
+"""Rounds of 500 requests and 500 streams, of which 50 are given up. A soak run makes 20,000
+requests and gives up 2,000 streams on each driver."""
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(seconds(240))]
 
 
 def resources() -> tuple[int, int, float]:
@@ -35,7 +38,6 @@ def assert_where_they_were(before: tuple[int, int, float], after: tuple[int, int
     assert after[2] <= before[2] + 8, "MiB"
 
 
-@pytest.mark.timeout(240)
 def test_the_blocking_driver_leaves_nothing(server):
     server.on("/x", text_reply("ok" * 500))
     server.on(PATH, sse(delta("a"), delta("b"), STOP, DONE))
@@ -62,12 +64,11 @@ def test_the_blocking_driver_leaves_nothing(server):
 
     all_of(500)
     before = resources()
-    for _ in range(2 * SCALE):
+    for _ in range(ROUNDS):
         all_of(500)  # what the server notes down is cleared each time: it is memory, too
     assert_where_they_were(before, resources())
 
 
-@pytest.mark.timeout(240)
 def test_the_async_driver_leaves_nothing(server):
     server.on("/x", text_reply("ok" * 500))
     server.on(PATH, sse(delta("a"), delta("b"), 0.02, STOP, DONE))
@@ -100,7 +101,7 @@ def test_the_async_driver_leaves_nothing(server):
 
         await all_of(500)
         before = resources()
-        for _ in range(2 * SCALE):
+        for _ in range(ROUNDS):
             await all_of(500)
         assert_where_they_were(before, resources())
         assert asyncio.all_tasks() == {asyncio.current_task()}

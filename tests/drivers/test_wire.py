@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from enginekit.drivers._errors import EndedEarlyError, NotHTTPError
 from enginekit.drivers._wire import Incoming, Wire
+from tests.support.soak import examples, seconds
 
 
 class Script:
@@ -39,7 +40,9 @@ def pieces_of(raw: bytes, cuts: list[int]) -> list[bytes]:
     return [raw[a:b] for a, b in zip(edges, edges[1:])]  # noqa: RUF007
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.soak
+@pytest.mark.timeout(seconds(120))
+@settings(max_examples=examples(300), deadline=None)
 @given(
     st.lists(st.binary(min_size=1, max_size=40), max_size=8),
     st.lists(st.integers(0, 2000), max_size=20),
@@ -59,7 +62,9 @@ def test_chunked_bodies_however_they_are_cut(chunks, cuts, extension, trailer, a
     assert answer.reusable == (not after), "what nobody asked for makes a connection unusable"
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.soak
+@pytest.mark.timeout(seconds(120))
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=60), st.lists(st.integers(0, 200), max_size=10), st.integers(0, 60))
 def test_bodies_with_a_length_however_they_are_cut(body, cuts, short):
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,22 @@ from tests.oracle.log import Breakdown
 from tests.oracle.models import one_per_architecture, specs
 from tests.oracle.run import Order, ask
 from tests.support.headers import Header, header_of, write
+from tests.support.soak import SOAK
 
 CONTEXTS = ((4096, 1), (32768, 4), (131072, 1))
 """Context and slots."""
-CHOSEN = specs() if os.environ.get("ENGINEKIT_SOAK") else one_per_architecture()
+CHOSEN = specs() if SOAK else one_per_architecture()
 
 needs_llamacpp = pytest.mark.skipif(
     importlib.util.find_spec("xllamacpp") is None or sys.platform != "linux",
     reason="the oracle is llama.cpp in the xllamacpp wheel, held by Linux's address-space limit",
 )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What runs over the chosen models runs over all of them in a soak run."""
+    if isinstance(item, pytest.Function) and {"headers", "plans"} & set(item.fixturenames):
+        item.add_marker("soak")
 
 
 @pytest.fixture(scope="session")
