@@ -326,7 +326,7 @@ def construction() -> None:
 
 
 def latency() -> None:
-    """500 calls at once against a server that takes 100 ms: wall time."""
+    """500 calls at once against a server that takes 100 ms: wall time, first and once connected."""
     with fake_server(delay=0.1) as url:
         model = EngineKitChat(engine="vllm", base_url=url, model=MODEL, max_tokens=16)
         model.invoke(PROMPT)
@@ -336,8 +336,9 @@ def latency() -> None:
             await asyncio.gather(*(model.ainvoke(PROMPT) for _ in range(500)))
             return time.perf_counter() - begin
 
-        walls = [asyncio.run(run()) for _ in range(3)]
-    print(f"500 calls at 100 ms each: {min(walls):.2f} s of wall time (limit 0.6)")
+        walls = [LOOP.run_until_complete(run()) for _ in range(3)]
+    cold, *warm = walls
+    print(f"500 calls at 100 ms each: {cold:.2f} s of wall time, again {min(warm):.2f} (limit 0.6)")
 
 
 def known_peers(url: str) -> dict[str, Callable[[int], Any]]:
