@@ -65,7 +65,10 @@ class EngineKitError(Exception):
             self.add_note(f"hint: {hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.hint, self._facts)
+        # What was set after construction (the partial text of a cut stream) goes along.
+        own = ("message", "hint", "_facts", "__notes__")
+        later = {name: value for name, value in vars(self).items() if name not in own}
+        return _rebuild, (type(self), self.message, self.hint, {**self._facts, **later})
 
 
 def _rebuild(

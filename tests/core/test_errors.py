@@ -27,6 +27,13 @@ def test_an_error_survives_copying(cls, again):
     )
 
 
+def test_what_was_set_later_survives_too():
+    error = errors.EngineTimeout("slow", phase="first token")
+    error.partial = "so far"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.partial, again.phase) == ("so far", "first token")
+
+
 def test_the_hint_is_in_the_traceback():
     try:
         raise ContextOverflow("too long", hint="use fewer tokens", limit=10, requested=12)
