@@ -14,6 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,9 +166,16 @@ class Config:
         return tuple(names)
 
     def rows(self) -> Iterator[Setting]:
-        """Every setting in effect, strongest only, in the order of `KEYS`, tables last."""
+        """Every setting in effect, strongest only, in the order of `KEYS`, tables last.
+
+        An address, a key or a model that belongs to an engine which is not chosen is not in effect.
+        """
+        chosen = split_engines(self.value("engine", ""))
         for name in KEYS:
             setting = self.find(name)
+            if name in _BOUND_TO_ENGINE and chosen:
+                usable = (self.for_engine(name, engine) for engine in chosen)
+                setting = next((one for one in usable if one and one.name == name), None)
             if setting is not None:
                 yield setting
         tables = {
@@ -195,6 +203,24 @@ class Config:
         raise UntrustedOrigin(
             f"the API key from {key.where} would be sent to {origin}, an address that comes from "
             f"{url.where} ({url.layer}) and that you have not named yourself",
+            hint=f"enginekit trust {origin}    (or ENGINEKIT_TRUST_PROJECT=1 in a container)",
+        )
+
+    def check_way(self, key: Setting, way: Setting, origin: str) -> None:
+        """Refuse to send a key through a proxy, or past a certificate, that a project file chose.
+
+        Either would hand the key to whoever can edit the project, wherever the address came from.
+        Raises UntrustedOrigin unless the user trusts the origin.
+        """
+        kind = way.name.rpartition(".")[2]
+        opens = (kind == "proxy" and way.value) or (kind == "verify" and way.value is False)
+        if way.layer != "project" or not opens:
+            return
+        if origin in self._trusted or self._trust_everything:
+            return
+        raise UntrustedOrigin(
+            f"the API key from {key.where} would be sent to {origin} with {kind}={way.value!r}, "
+            f"which comes from {way.where} and which you have not chosen yourself",
             hint=f"enginekit trust {origin}    (or ENGINEKIT_TRUST_PROJECT=1 in a container)",
         )
 
@@ -452,6 +478,9 @@ def _checked(name: str, value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(_A.get(k.__name__, "a table") for k in kinds)
         raise ConfigError(f"{where}: {name} must be {wanted}, got {value!r}")
+    numbers = value.values() if isinstance(value, dict) else (value,)
+    if any(isinstance(number, float) and not isfinite(number) for number in numbers):
+        raise ConfigError(f"{where}: {name} must be finite, got {value!r}")
     choices = _CHOICES.get(name)
     if choices and value not in choices:
         raise ConfigError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")

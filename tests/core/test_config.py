@@ -8,6 +8,7 @@ import pytest
 
 from enginekit import config
 from enginekit.errors import ConfigError, UnknownSetting, UntrustedOrigin
+from enginekit.kit.route import target_for
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ def test_an_unknown_variable_is_a_note_not_a_silence(place):
     ("env", "message"),
     [
         ({"ENGINEKIT_TIMEOUT": "soon"}, "is not a number"),
+        ({"ENGINEKIT_TIMEOUT": "nan"}, "must be finite"),
         ({"ENGINEKIT_MAX_RETRIES": "1.5"}, "is not a whole number"),
         ({"ENGINEKIT_VERIFY": "perhaps"}, "is not true or false"),
         ({"ENGINEKIT_LOSSY": "maybe"}, "must be one of warn, error"),
@@ -180,3 +182,20 @@ def test_a_key_goes_to_an_address_the_user_named(place):
 def test_a_key_is_never_shown(place):
     loaded = load(place, env={"ENGINEKIT_API_KEY": "secret", "ENGINEKIT_VLLM_API_KEY": "secret"})
     assert "secret" not in " ".join(row.shown for row in loaded.rows())
+
+
+def test_what_belongs_to_another_engine_is_not_in_effect(place):
+    project = 'engine = "vllm"\nmodel = "big"\nbase_url = "http://gpu:1"\nlossy = "error"'
+    loaded = load(place, env={"ENGINEKIT_ENGINE": "ollama"}, project=project)
+    assert [row.name for row in loaded.rows()] == ["engine", "lossy"]
+
+
+@pytest.mark.parametrize("way", ['proxy = "http://evil:1"', "verify = false"])
+def test_a_key_does_not_take_a_way_that_a_project_chose(place, way):
+    env = {"ENGINEKIT_API_KEY": "secret", "ENGINEKIT_BASE_URL": "https://gpu:1"}
+    loaded = load(place, env=env, project=way)
+    with pytest.raises(UntrustedOrigin, match=r"enginekit\.toml"):
+        target_for(loaded, "vllm", loaded.for_engine("base_url", "vllm"))
+    config.trust("https://gpu:1", {"ENGINEKIT_CONFIG_DIR": str(place / "user")})
+    loaded = load(place, env=env, project=way)
+    assert target_for(loaded, "vllm", loaded.for_engine("base_url", "vllm")).headers

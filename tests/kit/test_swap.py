@@ -9,14 +9,19 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from enginekit.engine import Target
+from enginekit.engines.ollama import Ollama
 from enginekit.errors import NoEngine, UntrustedOrigin
 from enginekit.kit import embedded
 from enginekit.kit.client import Client
-from enginekit.kit.route import forget_facts
+from enginekit.kit.discover import Found
+from enginekit.kit.route import Route, forget_facts
 from enginekit.types import ChatRequest, Message
 from tests.support.server import Server, refused_url, replay
 
@@ -128,6 +133,34 @@ def test_no_request_carries_a_key_to_a_projects_address(tmp_path, monkeypatch):
         monkeypatch.setenv("ENGINEKIT_TRUST_PROJECT", "1")
         Client().connect()
         assert server.requests[0].headers["authorization"] == "Bearer secret"
+
+
+def test_no_request_carries_a_key_to_an_address_that_was_only_found(monkeypatch):
+    with served("ollama") as server:
+        found = Found(url=server.url, asked=("ollama",), engine=Ollama(Target(base_url=server.url)))
+        facts = Client({"engine": "ollama", "base_url": server.url}).connect()
+        seen = len(server.requests)
+
+        def discovered():
+            return [replace(found, facts=facts)]
+            yield
+
+        monkeypatch.setattr("enginekit.kit.route.discover", discovered)
+        monkeypatch.setenv("ENGINEKIT_API_KEY", "secret")
+        with pytest.raises(UntrustedOrigin, match="discovery"):
+            Client().chat(REQUEST)
+        assert len(server.requests) == seen
+
+
+def test_a_server_of_ours_that_died_is_started_again_by_the_same_call():
+    lease = Mock(alive=Mock(side_effect=[True, False, False]))
+    with served("llamacpp") as server:
+        client = Client({"engine": "llamacpp", "base_url": server.url, "max_retries": 0})
+        client.connect()
+        dead = replace(client.route.engine.target, base_url=refused_url())
+        engine = type(client.route.engine)(dead)
+        client._routes[0] = Route(engine=engine, model="m", lease=lease, probed=True)
+        assert client.chat(REQUEST).text
 
 
 def test_fallback_takes_the_next_engine_and_says_why(monkeypatch):

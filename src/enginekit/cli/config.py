@@ -35,7 +35,9 @@ def config(*, origin: bool = False, json: bool = False) -> int:
             }
         )
         return 0
-    if not rows:
+    shown = {row.name for row in rows}
+    idle = [] if not origin else [name for name in configuration.KEYS if name not in shown]
+    if not loaded.layers:
         sys.stdout.write("nothing is configured: defaults and discovery decide\n")
     else:
         table = Table(box=None, pad_edge=False, show_header=origin, header_style="")
@@ -47,10 +49,13 @@ def config(*, origin: bool = False, json: bool = False) -> int:
         for row in rows:
             table.add_row(row.name, row.shown, *((row.layer, row.where) if origin else ()))
             if origin:
-                for layer in configuration.LAYERS:
-                    hidden = loaded.layers.get(layer, {}).get(row.name)
-                    if hidden is not None and hidden is not row:
-                        table.add_row("", f"({hidden.shown})", f"({layer})", hidden.where)
+                for hidden in _said(loaded, row.name):
+                    if hidden is not row:
+                        table.add_row("", f"({hidden.shown})", f"({hidden.layer})", hidden.where)
+        for name in idle:
+            for other in _said(loaded, name):
+                where = f"{other.where}: for another engine, not in effect"
+                table.add_row(name, f"({other.shown})", f"({other.layer})", where)
         stdout.print(table)
     if origin:
         sys.stderr.write(f"project file: {loaded.project_file or 'none found'}\n")
@@ -61,3 +66,9 @@ def config(*, origin: bool = False, json: bool = False) -> int:
     for note in loaded.notes:
         sys.stderr.write(f"note: {note}\n")
     return 0
+
+
+def _said(loaded: configuration.Config, name: str) -> list[configuration.Setting]:
+    """What each layer says of a setting, strongest first."""
+    said = (loaded.layers.get(layer, {}).get(name) for layer in configuration.LAYERS)
+    return [setting for setting in said if setting is not None]

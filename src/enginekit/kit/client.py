@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from enginekit import config as configuration
 from enginekit import registry
 from enginekit.config import Config
-from enginekit.engine import Budgets, Engine, Operation
+from enginekit.engine import Budgets, Engine, Operation, Sleep
 from enginekit.errors import (
     ConfigError,
     EngineError,
@@ -359,8 +359,13 @@ class Client:
         return self._open_on(0, request, stream)
 
     def _open_on(
-        self, number: int, request: ChatRequest | CompletionRequest, stream: bool
+        self,
+        number: int,
+        asked: ChatRequest | CompletionRequest,
+        stream: bool,
+        again: bool = False,
     ) -> Operation[Any]:
+        request = asked
         route = yield from self._route(number, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
@@ -382,6 +387,11 @@ class Client:
             if not isinstance(error, Unsupported):
                 forget_route(route)
             if isinstance(error, Unreachable):
+                if route.lease is not None and not again:
+                    # A dying server's socket closes a moment before its process has ended.
+                    yield Sleep(seconds=0.1)
+                    if not route.alive:
+                        return (yield from self._open_on(number, asked, stream, again=True))
                 raise explained(route, error) from error
             raise
         if route.notes or fetched:

@@ -97,7 +97,13 @@ def resolve(
             )
         return (
             yield from _named(
-                config, found.engine.profile.name, model, progress, budget, f"found at {url.value}"
+                config,
+                found.engine.profile.name,
+                model,
+                progress,
+                budget,
+                f"found at {url.value}",
+                address=url,
             )
         )
     return (yield from _whatever_runs(config, model, progress, budget, embeds))
@@ -130,10 +136,18 @@ def _whatever_runs(
             elif wanted is None and not names:
                 tried.append(f"{found.url}: {found.engine.name} runs there but has no model")
                 continue
-            chosen = f"found running at {found.url}"
+            address = Setting(
+                name="base_url", value=found.url, layer="discovery", where="what runs here"
+            )
             return (
                 yield from _named(
-                    config, found.engine.profile.name, model, progress, budget, chosen
+                    config,
+                    found.engine.profile.name,
+                    model,
+                    progress,
+                    budget,
+                    f"found running at {found.url}",
+                    address=address,
                 )
             )
     missing = embedded.unavailable()
@@ -162,6 +176,7 @@ def _named(
     budget: float,
     chosen: str,
     embeds: bool = False,
+    address: Setting | None = None,
 ) -> Operation[Route]:
     table = {key: setting.value for key, setting in config.engine_table(name).items()}
     wanted = model
@@ -189,7 +204,7 @@ def _named(
             notes=lease.notes,
             chosen=chosen,
         )
-    url = config.for_engine("base_url", name) or _default_url(cls, name)
+    url = address or config.for_engine("base_url", name) or _default_url(cls, name)
     engine = cls(target_for(config, name, url), options=options, name=name)
     route = Route(engine=engine, model=wanted or "", chosen=chosen, address=url)
     if not wanted:
@@ -281,6 +296,8 @@ def target_for(config: Config, engine: str, url: Setting) -> Target:
         setting = config.for_engine(name, engine) if engine else config.find(name)
         if setting is not None:
             tls[name] = setting.value
+            if key is not None and headers:
+                config.check_way(key, setting, origin_of(base))
     return replace(Target(base_url=base, headers=headers), **tls)
 
 
