@@ -31,7 +31,7 @@ from tests.support.server import Reply, Server, replay
 
 CUTS = 200
 """Offsets per engine, over its recordings, faults and drivers in turn."""
-PATIENCE = 1.0
+PATIENCE = 2.0
 """Seconds without a byte before a silent server is given up."""
 
 FAULTS = ("clean_eof", "reset", "silence")

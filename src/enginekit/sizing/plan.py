@@ -202,6 +202,9 @@ def _answer(
         load = sizer.weights(setting.quantization).found.total
         host_layers = host_experts = 0
     largest_context = _largest_context(sizer, setting, model)
+    if verdict == "fits":
+        # What was asked may fit on a split with host memory that holds more than the GPUs alone.
+        largest_context = max(largest_context, setting.context)
     on_gpu = where in ("one GPU", "several GPUs") or not found.gpus
     settled = verdict == "fits" and on_gpu
     return Plan(
