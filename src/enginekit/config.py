@@ -448,7 +448,8 @@ def _refuse_in_project(name: str, value: Any, path: Path, where: str) -> None:
         inside = (path.parent / value).resolve()
         if not inside.is_relative_to(path.parent.resolve()):
             raise ConfigError(f"{where}: a project file may not name a path outside the project")
-    if name == "model" and (os.path.isabs(value) or value.startswith(("~", ".."))):
+    leaves = os.path.isabs(value) or value.startswith("~") if name == "model" else False
+    if leaves or (name == "model" and ".." in value.replace("\\", "/").split("/")):
         raise ConfigError(f"{where}: a project file may not name a path outside the project")
 
 

@@ -79,6 +79,9 @@ class Budgets:
             unknown = set(timeout) - set(cls.__slots__)
             if unknown:
                 raise ValueError(f"unknown budget {sorted(unknown)[0]!r}")
+            for name, seconds in timeout.items():
+                if not seconds > 0:
+                    raise ValueError(f"{name} must be positive, got {seconds}")
             return replace(cls(), **timeout)
         if timeout <= 0:
             raise ValueError(f"timeout must be positive, got {timeout}")

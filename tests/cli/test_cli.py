@@ -149,3 +149,26 @@ def test_a_reader_that_leaves_is_no_crash(monkeypatch):
         )
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_engines_shows_a_configured_address_too(llamacpp, capsys):
+    assert main(["engines", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["found"]
+    (row,) = [row for row in found if row["url"] == llamacpp.url]
+    assert row["engine"] == "llamacpp"
+    assert row["context_window"]
+
+
+def test_a_variable_for_no_engine_is_noted(monkeypatch, capsys):
+    monkeypatch.setenv("ENGINEKIT_VLM_URL", "http://gpu:8000")
+    assert main(["config"]) == 0
+    assert "did you mean 'vllm'" in capsys.readouterr().err
+
+
+def test_a_model_without_a_reachable_source_says_what_to_do(monkeypatch, capsys):
+    """The Hub cannot be reached from a test: that is the case."""
+    monkeypatch.setenv("HF_ENDPOINT", refused_url())
+    assert main(["chat", "-m", "hf://owner/repo/file.gguf", "-e", "embedded", "hi"]) == 1
+    shown = capsys.readouterr().err
+    assert "'hf://owner/repo/file.gguf' could not be fetched" in shown
+    assert "hint: name a GGUF file you have" in shown

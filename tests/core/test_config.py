@@ -199,3 +199,9 @@ def test_a_key_does_not_take_a_way_that_a_project_chose(place, way):
     config.trust("https://gpu:1", {"ENGINEKIT_CONFIG_DIR": str(place / "user")})
     loaded = load(place, env=env, project=way)
     assert target_for(loaded, "vllm", loaded.for_engine("base_url", "vllm")).headers
+
+
+@pytest.mark.parametrize("model", ["a/../../x.gguf", "..\\x.gguf", "../x.gguf"])
+def test_a_projects_model_may_not_climb_out(place, model):
+    with pytest.raises(ConfigError, match="outside the project"):
+        load(place, project=f"model = '{model}'")

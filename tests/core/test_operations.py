@@ -217,7 +217,7 @@ def test_folding_joins_text_and_keeps_alternatives_apart():
     assert reply.receipt.repairs == ["mended"]
 
 
-@pytest.mark.parametrize("bad", [0, -1, {"first": 3}])
+@pytest.mark.parametrize("bad", [0, -1, {"first": 3}, {"load": -1}])
 def test_a_timeout_that_makes_no_sense_is_refused(bad):
     with pytest.raises(ValueError):
         Budgets.of(bad)

@@ -143,6 +143,15 @@ def _show_receipt(receipt: Any, end: Any) -> None:
         )
 
 
+def _read_line() -> str:
+    """A line from the person; the prompt never goes into a pipe on stdout."""
+    if sys.stdout.isatty():
+        return input("> ").strip()
+    sys.stderr.write("> ")
+    sys.stderr.flush()
+    return input().strip()
+
+
 def _converse(
     client: Client,
     messages: list[Message],
@@ -166,7 +175,7 @@ def _converse(
         pass
     while True:
         try:
-            line = input("> ").strip()
+            line = _read_line()
         except (EOFError, KeyboardInterrupt):
             sys.stderr.write("\n")
             return 0

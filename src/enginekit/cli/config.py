@@ -7,7 +7,9 @@ import sys
 from rich.table import Table
 
 from enginekit import config as configuration
+from enginekit import registry
 from enginekit.cli.output import print_json, stdout
+from enginekit.errors import describe_choices
 
 
 def config(*, origin: bool = False, json: bool = False) -> int:
@@ -63,7 +65,7 @@ def config(*, origin: bool = False, json: bool = False) -> int:
             f"user file:    {loaded.user_file or configuration.user_config_dir() / 'config.toml'}"
             f"{'' if loaded.user_file else ' (does not exist)'}\n"
         )
-    for note in loaded.notes:
+    for note in (*loaded.notes, *_unknown_engines(loaded)):
         sys.stderr.write(f"note: {note}\n")
     return 0
 
@@ -72,3 +74,20 @@ def _said(loaded: configuration.Config, name: str) -> list[configuration.Setting
     """What each layer says of a setting, strongest first."""
     said = (loaded.layers.get(layer, {}).get(name) for layer in configuration.LAYERS)
     return [setting for setting in said if setting is not None]
+
+
+def _unknown_engines(loaded: configuration.Config) -> list[str]:
+    """Settings for an engine that nothing is called: a slip in a variable's or a table's name."""
+    known = (*registry.names(), *loaded.custom_engines())
+    notes = []
+    for row in loaded.rows():
+        if not row.name.startswith("engines."):
+            continue
+        name = row.name.split(".")[1]
+        if name not in known:
+            near = describe_choices(known, name, 1)
+            notes.append(
+                f"{row.where} is for an engine {name!r}, which does not exist"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return notes

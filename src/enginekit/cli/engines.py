@@ -10,10 +10,12 @@ from rich.table import Table
 from enginekit import config as configuration
 from enginekit import registry
 from enginekit.cli.output import print_json, stdout
+from enginekit.errors import EngineKitError
 from enginekit.facts.engine import EngineProfile
 from enginekit.kit import embedded
 from enginekit.kit.client import Client
-from enginekit.kit.discover import Found, discover
+from enginekit.kit.discover import Found, discover, identify
+from enginekit.kit.route import target_for
 
 if TYPE_CHECKING:
     from enginekit.launch.embedded import Running
@@ -34,12 +36,33 @@ def engines(name: str | None = None, /, *, json: bool = False) -> int:
         _capabilities_json(profile) if json else _capabilities(name, profile)
         return 0
     running = embedded.running()
-    found = Client().run(discover())
+    client = Client()
+    found = [*client.run(discover()), *_configured(client)]
     if json:
         print_json({"embedded": [_child(child) for child in running], "found": _rows(found)})
         return 0
     _overview(running, found)
     return 0
+
+
+def _configured(client: Client) -> list[Found]:
+    """The addresses that settings name, beside the default ones."""
+    settings = client.config
+    places = {
+        name: setting
+        for name in (*registry.names(), *settings.custom_engines())
+        if (setting := settings.for_engine("base_url", name)) is not None
+    }
+    found: dict[str, Found] = {}
+    for name, setting in places.items():
+        if setting.value not in found:
+            try:
+                target = target_for(settings, name, setting)
+            except EngineKitError as error:
+                found[setting.value] = Found(url=setting.value, asked=(name,), why=str(error))
+                continue
+            found[setting.value] = client.run(identify(target))
+    return list(found.values())
 
 
 def _overview(running: list[Running], found: list[Found]) -> None:

@@ -22,7 +22,9 @@ from rich.progress import (
 )
 
 stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+WIDE = 200
+"""Columns of a table in a pipe, where wrapping would split paths."""
+stdout = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 
 PLAIN_EVERY = 10.0
 """Seconds between progress lines when stderr is not a terminal."""

@@ -20,6 +20,7 @@ from enginekit.config import Config
 from enginekit.engine import Budgets, Engine, Operation, Sleep
 from enginekit.errors import (
     ConfigError,
+    ContextOverflow,
     EngineError,
     EngineKitError,
     NoEngine,
@@ -30,7 +31,7 @@ from enginekit.facts.engine import Load, ModelCard, ServerFacts
 from enginekit.fallback import open_first
 from enginekit.kit import embedded, images
 from enginekit.kit.describe import Description, describe
-from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve
+from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve, roomier
 from enginekit.operations import Folder, open_reply
 from enginekit.types import (
     ChatRequest,
@@ -386,6 +387,8 @@ class Client:
         except EngineError as error:
             if not isinstance(error, Unsupported):
                 forget_route(route)
+            if isinstance(error, ContextOverflow) and route.lease is not None:
+                raise roomier(error) from error
             if isinstance(error, Unreachable):
                 if route.lease is not None and not again:
                     # A dying server's socket closes a moment before its process has ended.

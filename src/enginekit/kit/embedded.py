@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from enginekit.config import Config
-from enginekit.errors import EngineKitError
+from enginekit.errors import DownloadError, DownloadTooLarge, EngineKitError
 
 if TYPE_CHECKING:
     from enginekit.catalog.sources import LocalModel
@@ -50,7 +50,18 @@ def fetch(model: str, *, progress: Progress | None, allow_large: bool = False) -
     """The file of a model, fetched if need be. Blocks; raises as `catalog.sources.resolve` does."""
     from enginekit.catalog import sources
 
-    return sources.resolve(model, allow_large=allow_large, progress=progress)
+    try:
+        return sources.resolve(model, allow_large=allow_large, progress=progress)
+    except DownloadTooLarge:
+        raise
+    except DownloadError as error:
+        if error.hint:
+            raise
+        raise DownloadError(
+            f"the model {model!r} could not be fetched: {error.message}",
+            hint="name a GGUF file you have (ENGINEKIT_MODEL=/path/to/model.gguf), or fetch it "
+            f"where its source is reachable: enginekit pull {model}",
+        ) from error
 
 
 def start(

@@ -13,6 +13,7 @@ from enginekit.config import Config, Setting
 from enginekit.engine import Blocking, Engine, Operation, Sleep, Target
 from enginekit.errors import (
     ConfigError,
+    ContextOverflow,
     EngineKitError,
     EngineLoading,
     NoEngine,
@@ -269,6 +270,21 @@ def explained(route: Route, error: Unreachable) -> Unreachable:
         hint=f"start it: {start}" if start else None,
         engine=engine.name,
         url=engine.target.base_url,
+    )
+
+
+def roomier(error: ContextOverflow) -> ContextOverflow:
+    """The same error with the setting that gives a server of our own a larger window."""
+    needed = f"={error.requested}" if error.requested else "=TOKENS"
+    return ContextOverflow(
+        error.message,
+        hint=f"a shorter prompt, or a larger window: ENGINEKIT_CONTEXT{needed} (context=)",
+        engine=error.engine,
+        url=error.url,
+        status=error.status,
+        body=error.body,
+        limit=error.limit,
+        requested=error.requested,
     )
 
 
