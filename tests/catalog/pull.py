@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from enginekit.catalog import _index, sources
 from enginekit.errors import EngineKitError
+from tests.support.signals import as_in_a_terminal
 
 
 class Told:
@@ -27,6 +31,7 @@ class Told:
 
 
 def main() -> None:
+    as_in_a_terminal()
     row = json.loads(sys.argv[1])
     _index.PATIENCE = 60.0  # a loaded test machine needs more than two seconds for pip
     entry = sources.Pinned(**{**row, "aliases": ()})

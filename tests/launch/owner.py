@@ -11,6 +11,11 @@ import os
 import sys
 import time
 import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.signals import as_in_a_terminal
 
 
 def say(**words: object) -> None:
@@ -18,6 +23,7 @@ def say(**words: object) -> None:
 
 
 def main() -> None:
+    as_in_a_terminal()
     task = json.loads(sys.argv[1])
     if task.get("limit"):
         import resource
