@@ -110,7 +110,11 @@ class AsyncStream(AsyncIterator[Chunk]):
             self.give_up(keep=False)
             raise
         except FOREIGN as error:
-            reading.abort(self._transport_error(error))
+            rest = self._unread()
+            if rest:
+                reading.feed(rest)
+            if not reading.over:
+                reading.abort(self._transport_error(error))
         else:
             try:
                 reading.feed(data)
@@ -119,6 +123,17 @@ class AsyncStream(AsyncIterator[Chunk]):
                 raise
         if reading.over:
             self.give_up(keep=reading.reusable)
+
+    def _unread(self) -> bytes:
+        """What had come before the connection broke: `readany()` raises first and would lose it."""
+        if self._expired or self._closed_by is not None:
+            return b""
+        buffer = getattr(self._content, "_buffer", None)
+        if not buffer:
+            return b""
+        data = b"".join(buffer)[getattr(self._content, "_buffer_offset", 0) :]
+        buffer.clear()
+        return data
 
     def _transport_error(self, error: BaseException) -> EngineKitError:
         if self._expired:
