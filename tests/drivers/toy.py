@@ -42,10 +42,10 @@ class Toy(Engine):
         return EngineFault(f"{status}: {text}", **about)
 
     def probe(self):
-        raise NotImplementedError
+        raise AssertionError("a driver never probes by itself")
 
     def ready(self, model):
-        raise NotImplementedError
+        raise AssertionError("a driver never waits for a model by itself")
 
 
 def toy(url: str, **target: Any) -> Toy:

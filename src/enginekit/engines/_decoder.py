@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 from enginekit.drivers.framing import Frames
@@ -47,7 +48,7 @@ class _OpenCall:
         self.arguments: list[str] = []
 
 
-class ReplyDecoder:
+class ReplyDecoder(ABC):
     """Base of all reply decoders. Pure: no I/O, no clock.
 
     Args:
@@ -148,9 +149,9 @@ class ReplyDecoder:
 
     # -- for subclasses -----------------------------------------------------------------
 
+    @abstractmethod
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
         """Read one payload. May raise ValueError, KeyError, TypeError for nonsense."""
-        raise NotImplementedError
 
     def _is_whole(self, rest: bytes) -> bool:
         """Whether what was left at EOF is a whole payload and not a torn one."""
