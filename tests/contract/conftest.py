@@ -55,7 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENGINEKIT_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
         spec = EmbeddedSpec(
-            model_path=scripted_gguf(), context=2048, slots=4, extra_args=("--metrics",)
+            model_path=scripted_gguf(), context=8192, slots=4, extra_args=("--metrics",)
         )
         with acquire(spec, budget=90) as lease:
             settings = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,6 @@ import pytest
 from enginekit.errors import (
     BadOutput,
     ContextOverflow,
-    EngineKitError,
     EngineTimeout,
     ModelNotFound,
     Unreachable,
@@ -25,6 +23,7 @@ from enginekit.errors import (
 )
 from enginekit.types import Constraint, Message, Tool, ToolCall, ToolChoice
 from tests.contract.conftest import chat
+from tests.support.generation import Meter
 from tests.support.scripted import GREETING, THOUGHT, WORDS
 from tests.support.server import refused_url
 
@@ -321,22 +320,6 @@ def test_a_timeout_before_the_first_token_is_typed(place, ask):
 # ---------------------------------------------------------------------------------- life
 
 
-def running(client) -> int | None:
-    try:
-        return client.load_state().running
-    except EngineKitError:
-        return None
-
-
-def until_idle(client, seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if running(client) == 0:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.fixture
 def long_request(client):
     """A reply that takes the server seconds, as long as its window allows."""
@@ -345,17 +328,20 @@ def long_request(client):
 
 
 def test_closing_a_stream_early_stops_the_generation(client, scripted, long_request):
-    if running(client) is None:
+    meter = Meter(client)
+    if not meter.shown:
         pytest.skip("the server shows no count of running requests")
     stream = client.stream(long_request)
     for _ in range(3):
         next(stream)
     stream.close()
-    assert until_idle(client), "the server still generates for a client that left"
+    whole = long_request.sampling.max_tokens
+    assert meter.stopped_before(whole), f"generated {meter.generated()} for a client that left"
 
 
 def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
-    if running(client) is None:
+    meter = Meter(client)
+    if not meter.shown:
         pytest.skip("the server shows no count of running requests")
 
     async def cancelled() -> None:
@@ -372,7 +358,8 @@ def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
             await task
 
     asyncio.run(cancelled())
-    assert until_idle(client), "the server still generates for a task that was cancelled"
+    whole = long_request.sampling.max_tokens
+    assert meter.stopped_before(whole), f"generated {meter.generated()} for a cancelled task"
 
 
 def test_many_at_once(client, scripted):
