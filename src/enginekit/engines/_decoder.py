@@ -290,6 +290,7 @@ _FINISH: dict[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
     "abort": "error",
+    "preempt": "error",
     "error": "error",
     "repetition": "length",
 }

@@ -78,16 +78,26 @@ class PythonCalls(Wrapper):
     Args:
         limit: `max_tokens`, which tells a cut answer from a whole one: the server's finish reason
             is `tool_calls` in either case.
+        window: tokens of prompt and answer together, if known, which does the same: at that many
+            the server ends an answer (`request_state.cc`, case 6).
     """
 
     def __init__(
-        self, inner: Inner, engine: Engine, tools: Sequence[str], *, turn: int, limit: int | None
+        self,
+        inner: Inner,
+        engine: Engine,
+        tools: Sequence[str],
+        *,
+        turn: int,
+        limit: int | None,
+        window: int | None = None,
     ) -> None:
         super().__init__(inner)
         self._engine = engine
         self._names = tuple(tools)
         self._turn = turn
         self._limit = limit
+        self._window = window
         self._held = ""
         self._prose = False
 
@@ -105,7 +115,7 @@ class PythonCalls(Wrapper):
         """Whether the text so far is the beginning of a call of one of the tools, or of a list."""
         start = self._held.lstrip()
         if start.startswith("["):
-            return start[1:].lstrip()[:1] in ("", '"')
+            return start[1:].lstrip()[:1] in ("", '"', "'")
         heads = (f"{name}(" for name in self._names)
         return any(start.startswith(head) or head.startswith(start) for head in heads)
 
@@ -115,8 +125,7 @@ class PythonCalls(Wrapper):
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
         text = "" if self._prose else self._held
-        made = end.usage.completion_tokens if end.usage is not None else None
-        cut = self._limit is not None and made is not None and made >= self._limit
+        cut = self._cut(end)
         calls = parse_calls(text)
         if calls is None or any(name not in self._names for name, _, _ in calls):
             if text:
@@ -142,18 +151,26 @@ class PythonCalls(Wrapper):
             end.repairs = (*end.repairs, "the tool calls were read from Python text")
         super()._end(chunk, end, out)
 
+    def _cut(self, end: End) -> bool:
+        if end.usage is None:
+            return False
+        made, total = end.usage.completion_tokens, end.usage.total_tokens
+        limited = self._limit is not None and made >= self._limit
+        return limited or (self._window is not None and total >= self._window)
+
 
 def parse_calls(text: str) -> list[tuple[str, str, str | None]] | None:
     """Calls in `f(a=1)` or `["f(a=1)", "g()"]`: name, JSON arguments, problem. None for prose.
 
-    Nothing is evaluated: arguments are literals or they are a problem.
+    The list is JSON or Python, as the server reads it with `ast.literal_eval`
+    (`convert_function_str_to_json` in python/mlc_llm/serve/engine_base.py). Nothing is evaluated:
+    arguments are literals or they are a problem.
     """
     text = text.strip()
-    sources: list[Any] = [text]
+    sources: Any = [text]
     if text.startswith("["):
-        try:
-            sources = json.loads(text)
-        except ValueError:
+        sources = _list(text)
+        if not isinstance(sources, list):
             return None
     calls = []
     for source in sources:
@@ -162,6 +179,17 @@ def parse_calls(text: str) -> list[tuple[str, str, str | None]] | None:
             return None
         calls.append(call)
     return calls or None
+
+
+def _list(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
 
 
 def _call(source: str) -> tuple[str, str, str | None] | None:

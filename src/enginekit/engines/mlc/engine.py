@@ -144,11 +144,15 @@ class MLC(OpenAIEngine):
             return
         names = [tool.name for tool in request.tools]
         limit = request.sampling.max_tokens
-        turn = len(request.messages)
         plan.stream = True
         plan.wraps.append(
             lambda inner: PythonCalls(
-                inner, self, names, turn=turn, limit=None if limit is UNSET else limit
+                inner,
+                self,
+                names,
+                turn=len(request.messages),
+                limit=None if limit is UNSET else limit,
+                window=self.facts.context_window if self.facts is not None else None,
             )
         )
 

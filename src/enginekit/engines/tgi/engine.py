@@ -108,7 +108,7 @@ class TGI(OpenAIEngine):
     def _messages(self, draft: Draft, plan: Plan) -> None:
         """A turn with text and calls becomes two: with any text the server drops the calls."""
         messages: list[Message] = []
-        for message in plan.messages:
+        for message in map(_addresses, plan.messages):
             if message.tool_calls and message.text:
                 messages.append(replace(message, tool_calls=()))
                 messages.append(replace(message, content="", reasoning=None))
@@ -362,7 +362,11 @@ class TGI(OpenAIEngine):
 
     @classmethod
     def recognise(cls, target: Target) -> Operation[bool]:
-        """Whether `GET /info` answers as TGI's router does."""
+        """Whether `GET /info` answers as TGI's router does.
+
+        `max_total_tokens` is what tells it from text-embeddings-inference, whose `/info` has the
+        model and `max_concurrent_requests` too.
+        """
         answer: Answer = yield cls(target).call("GET", "/info")
         if not answer.ok:
             return False
@@ -370,7 +374,7 @@ class TGI(OpenAIEngine):
             value = parse_json(answer.body)
         except ValueError:
             return False
-        return isinstance(value, dict) and {"model_id", "max_concurrent_requests"} <= set(value)
+        return isinstance(value, dict) and {"model_id", "max_total_tokens"} <= set(value)
 
     def probe(self) -> Operation[ServerFacts]:
         """Read `/info`: version, model, both token limits."""
@@ -397,11 +401,24 @@ class TGI(OpenAIEngine):
     # -- other routes -------------------------------------------------------------------
 
     def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
-        """`/tokenize`, without special tokens added."""
-        body = {"inputs": text, "add_special_tokens": False}
-        value = yield from routes.ask(self, "POST", "/tokenize", body)
+        """`/tokenize`, and the special tokens that the server always adds taken off again.
+
+        The route reads no `add_special_tokens` (router/src/lib.rs skips the field). An added token
+        has no place in the text: where the first or the last has none, the empty text is asked for
+        as well, which is nothing but what is added.
+        """
+        told = yield from self._tokens(text)
+        ids = tuple(token for token, _ in told)
+        if not any(empty for _, empty in (*told[:1], *told[-1:])):
+            return ids
+        added = tuple(token for token, _ in (yield from self._tokens("")))
+        return bare(ids, added)
+
+    def _tokens(self, text: str) -> Operation[list[tuple[int, bool]]]:
+        """Id of each token, and whether it stands for no part of the text."""
+        value = yield from routes.ask(self, "POST", "/tokenize", {"inputs": text})
         try:
-            return tuple(token["id"] for token in value)
+            return [(token["id"], token["start"] == token["stop"]) for token in value]
         except (KeyError, TypeError) as error:
             raise routes.malformed(self, "/tokenize", value, error) from error
 
@@ -422,6 +439,28 @@ class TGI(OpenAIEngine):
         if not answer.ok:
             raise self.failure(answer.status, answer.headers, answer.body, path="/metrics")
         return load_of(routes.read_metrics(answer.body))
+
+
+def _addresses(message: Message) -> Message:
+    """Brackets in addresses of images escaped: the router ends the address at the first one."""
+    if isinstance(message.content, str):
+        return message
+    parts = (
+        replace(part, url=part.url.replace(")", "%29"))
+        if isinstance(part, ImagePart) and part.url is not None
+        else part
+        for part in message.content
+    )
+    return replace(message, content=tuple(parts))
+
+
+def bare(ids: tuple[int, ...], added: tuple[int, ...]) -> tuple[int, ...]:
+    """`ids` without the tokens `added` around them, some before and the rest behind."""
+    for before in range(len(added), -1, -1):
+        behind = len(ids) - (len(added) - before)
+        if before <= behind and (*ids[:before], *ids[behind:]) == added:
+            return ids[before:behind]
+    return ids
 
 
 def _wrapped(decoder: Inner, wraps: list[Callable[[Inner], Inner]]) -> Inner:

@@ -155,6 +155,28 @@ FAULTS: Final[tuple[Case, ...]] = (
         facts=_feature("json_schema"),
         hint="start the server without --disable-grammar-support",
     ),
+    Case(
+        error=Unsupported,
+        name="modality",
+        text="image modality is not supported",
+        facts=_feature("images"),
+        says="the model does not see",
+        hint="serve a vision model, or leave the images out",
+    ),
+    Case(
+        error=Unsupported,
+        name="alternatives",
+        text=r"`top_n_tokens` != 0 is not allowed",
+        facts=_feature("logprobs"),
+        hint="ask for log-probabilities without alternatives",
+    ),
+    Case(
+        error=Unsupported,
+        name="best-of",
+        text=r"`best_of` != 1 is not allowed",
+        facts=_feature("n"),
+        hint="start the server with a larger --max-best-of, or send the request several times",
+    ),
     Case(error=Unsupported, name="suffix", text="^suffix is not supported", facts=_feature("fim")),
     Case(
         error=Unsupported,
@@ -168,6 +190,7 @@ FAULTS: Final[tuple[Case, ...]] = (
         error=BadRequest,
         name="request",
         text="^(?:input validation|template|tool) error|not supported when streaming"
+        "|^missing template|^number of prompts exceeds"
         "|^failed to (?:deserialize|parse the request)",
     ),
     Case(
