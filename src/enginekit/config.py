@@ -240,6 +240,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     directory: Path | None = None,
     where: str = "argument",
+    files: bool = True,
 ) -> Config:
     """Read all layers.
 
@@ -248,6 +249,7 @@ def load(
         environ: defaults to `os.environ`.
         directory: where the search for a project file begins; defaults to the working directory.
         where: how the receipt of origins calls the argument layer (`"EngineKitChat(...)"`).
+        files: False reads no file: arguments and environment only, and no trusted origins.
 
     Raises ConfigError (with file and key) for an unreadable file, a wrong type or a forbidden key,
     UnknownSetting (with the nearest known one) for an unknown key in a file or argument.
@@ -258,6 +260,8 @@ def load(
     if arguments:
         layers["argument"] = _arguments(arguments, where)
     layers["environment"] = _environment(environ, notes)
+    if not files:
+        return Config(layers={name: layer for name, layer in layers.items() if layer})
     project = _project_file(directory or Path.cwd())
     if project is not None:
         path, table, prefix = project
@@ -342,9 +346,7 @@ def _arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Setting]:
 
 def _environment(environ: Mapping[str, str], notes: list[str]) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
-    for variable in sorted(environ):
-        if not variable.startswith(PREFIX):
-            continue
+    for variable in sorted([name for name in environ if name.startswith(PREFIX)]):
         text = environ[variable]
         name = variable.removeprefix(PREFIX).lower()
         if text == "" or name.upper() in _OTHER_VARIABLES or name.startswith("live"):

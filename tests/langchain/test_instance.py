@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+from langchain_core.language_models import ModelProfile
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
@@ -180,9 +181,37 @@ def test_tracing_parameters_follow_the_call() -> None:
 def test_before_the_first_call_the_profile_promises_the_least() -> None:
     unknown = EngineKitChat(model="m")
     assert unknown.profile is not None
-    assert unknown.profile["max_input_tokens"] == 2048
+    assert unknown.profile["max_input_tokens"] == 1024
     assert "smallest" in unknown.profile_origins["max_input_tokens"]
     assert set(unknown.profile_origins) == set(unknown.profile)
+    assert set(unknown.profile) <= set(ModelProfile.__annotations__)
+    assert all(unknown.profile_origins.values())
+    for feature in ("image_inputs", "audio_inputs", "reasoning_output", "pdf_inputs"):
+        assert unknown.profile[feature] is False  # type: ignore[literal-required]
+
+
+def test_the_catalog_fills_the_profile_of_a_model_that_it_knows() -> None:
+    model = EngineKitChat(engine="vllm", model="gemma3")
+    assert model.profile is not None
+    assert model.profile["name"] == "gemma3"
+    assert model.profile["image_inputs"] is True
+    assert model.profile["reasoning_output"] is False
+    assert "catalog" in model.profile_origins["image_inputs"]
+    assert model.profile["max_input_tokens"] == 2048  # and not the 131,072 it was trained for
+    asked = EngineKitChat(engine="ollama", model="llama3.1", context_window=8192)
+    assert asked.profile is not None
+    assert asked.profile["max_input_tokens"] == 8192
+
+
+def test_a_bad_variable_shows_in_the_first_call_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENGINEKIT_TIMEOUT", "soon")
+    model = EngineKitChat(engine="vllm", model="m")
+    assert model.profile is not None
+    assert model.profile["max_input_tokens"] > 0
+    with pytest.raises(ConfigError, match="ENGINEKIT_TIMEOUT"):
+        model.invoke("hi")
 
 
 def test_agents_are_told_to_force_a_tool_for_structured_output() -> None:

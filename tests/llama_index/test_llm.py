@@ -212,7 +212,9 @@ def test_metadata_before_and_after_connecting(server: Server) -> None:
 def test_metadata_never_promises_more_than_the_model_was_trained_for() -> None:
     small = EngineKitLLM(engine="llamacpp", model="smollm2:135m").metadata
     assert small.context_window <= 8192
-    assert EngineKitLLM(model="llama3.1").metadata.context_window == 2048
+    assert EngineKitLLM(model="llama3.1").metadata.context_window == 1024
+    assert EngineKitLLM(engine="embedded", context=4000).metadata.context_window == 4000
+    assert EngineKitLLM(engine="embedded", context=99999).metadata.context_window == 8192
     wide = EngineKitLLM(engine="ollama", model="llama3.1", context_window=32768)
     assert wide.metadata.context_window == 32768
 

@@ -31,6 +31,7 @@ from enginekit.facts.engine import Load, ModelCard, ServerFacts
 from enginekit.fallback import open_first
 from enginekit.kit import embedded, images
 from enginekit.kit.describe import Description, describe
+from enginekit.kit.known import Known, look
 from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve, roomier
 from enginekit.operations import Folder, open_reply
 from enginekit.types import (
@@ -143,6 +144,15 @@ class Client:
     def facts(self) -> ServerFacts | None:
         """What the server said of itself, or None before the first call. Never does I/O."""
         return None if self.engine is None else self.engine.facts
+
+    @property
+    def all_facts(self) -> tuple[ServerFacts | None, ...]:
+        """`facts` of each engine of the list; empty before the first call. Never does I/O."""
+        return tuple([None if route is None else route.engine.facts for route in self._routes])
+
+    def known(self) -> Known:
+        """What is known of engine and model now, each value with its origin. Asks no server."""
+        return look(self.config, self._routes)
 
     @property
     def model(self) -> str:

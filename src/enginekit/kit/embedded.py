@@ -38,6 +38,13 @@ def is_model_file(name: str) -> bool:
     return name.endswith(".gguf") or name.startswith("hf://") or Path(name).is_file()
 
 
+def smallest_window() -> int:
+    """The fewest tokens a slot of a server that we start has when nobody says how many."""
+    from enginekit.launch._spec import LEAST_CONTEXT
+
+    return LEAST_CONTEXT
+
+
 def unavailable() -> EngineKitError | None:
     """Why the embedded engine cannot be used here, or None if it can."""
     from enginekit.launch import embedded

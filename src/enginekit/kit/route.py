@@ -32,8 +32,26 @@ def known_facts(engine: str, base_url: str, model: str = "") -> ServerFacts | No
     exact = _facts.get((engine, base_url, model))
     if exact is not None or model:
         return exact
-    matching = (f for (name, url, _), f in _facts.items() if (name, url) == (engine, base_url))
-    return next(matching, None)
+    every = list(_facts.items())
+    return next((f for (name, url, _), f in every if (name, url) == (engine, base_url)), None)
+
+
+def known_engine(base_url: str) -> str | None:
+    """The engine that answered at an address before, without asking."""
+    return next((name for name, url, _ in list(_facts) if url == base_url), None)
+
+
+def address_of(config: Config, engine: str) -> str:
+    """Where the settings say that a server of this kind is, without asking.
+
+    Raises ConfigError when they name none and the engine has no default, or it is no address.
+    """
+    url = config.for_engine("base_url", engine)
+    if url is None:
+        table = config.engine_table(engine)
+        like = str(table["like"].value) if "like" in table else engine
+        url = _default_url(registry.engine_class(like), engine)
+    return clean_url(str(url.value), url.where)
 
 
 def forget_facts() -> None:
@@ -299,7 +317,7 @@ def target_for(config: Config, engine: str, url: Setting) -> Target:
 
     Raises ConfigError for an address that is not one, UntrustedOrigin for a key that must not go.
     """
-    base = _clean_url(str(url.value), url.where)
+    base = clean_url(str(url.value), url.where)
     key = config.for_engine("api_key", engine) if engine else config.find("api_key")
     headers: tuple[tuple[str, str], ...] = ()
     if key is not None:
@@ -332,7 +350,8 @@ def _bearer(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
 
 
-def _clean_url(url: str, where: str) -> str:
+def clean_url(url: str, where: str) -> str:
+    """An address as targets hold it. Raises ConfigError, naming `where`, for what is none."""
     url = url.strip().rstrip("/")
     if "://" not in url:
         url = f"http://{url}"

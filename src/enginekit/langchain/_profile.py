@@ -1,7 +1,6 @@
 """LangChain's model profile from what is known of the engine, each value with its origin.
 
-Nothing here does I/O. Before the server has been asked, the context window is the smallest that the
-engine is known to start with, never the trained maximum: a caller that trusts it loses nothing.
+Nothing here does I/O; see `enginekit.kit.known` for what counts, and in which order.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from enginekit import registry
-from enginekit.config import split_engines
-from enginekit.engine import Engine
-from enginekit.errors import EngineKitError
-from enginekit.facts.engine import Capability, EngineProfile, Feature, ServerFacts
-from enginekit.kit import route
+from enginekit import config
+from enginekit.errors import ConfigError
+from enginekit.facts.engine import Feature
+from enginekit.kit.known import Known, look
 
 _KEYS: Mapping[str, Feature] = {
     "tool_calling": "tools",
@@ -25,15 +22,27 @@ _KEYS: Mapping[str, Feature] = {
     "image_url_inputs": "image_urls",
     "audio_inputs": "audio",
 }
-"""Profile key to the capability that decides it."""
+"""Profile key to the feature that decides it."""
 
-_PLAIN = {"text_inputs": True, "text_outputs": True, "temperature": True, "pdf_inputs": False}
+_ALWAYS: Mapping[str, Any] = {
+    "text_inputs": True,
+    "text_outputs": True,
+    "temperature": True,
+    "pdf_inputs": False,
+    "pdf_tool_message": False,
+    "video_inputs": False,
+    "image_outputs": False,
+    "audio_outputs": False,
+    "video_outputs": False,
+    "structured_output": False,
+}
 _AGENTS = (
     "agents read this as schema and tools in one request, which no engine can do; they force a tool "
     "instead. with_structured_output() constrains decoding all the same"
 )
-SMALLEST_WINDOW = 2048
-"""Tokens; the smallest window any known engine starts with."""
+_ALWAYS_ORIGINS = {
+    key: _AGENTS if key == "structured_output" else "the same on every engine" for key in _ALWAYS
+}
 
 
 class Profile(dict[str, Any]):
@@ -53,57 +62,27 @@ class Profile(dict[str, Any]):
         self.origins[key] = origin
 
 
-def before_connecting(*, engine: str | None, base_url: str | None, model: str | None) -> Profile:
-    """The profile of an instance that has not been used: cached facts, else the engine's own."""
-    made = _plain()
-    names = split_engines(engine or "")
-    if len(names) != 1:
-        made.put("max_input_tokens", SMALLEST_WINDOW, "the smallest window any engine starts with")
-        return made
+def before_connecting(settings: Mapping[str, Any], context_window: int | None) -> Profile:
+    """The profile of an instance that has not been used, from its arguments and the environment.
+
+    Reads no file: what a project file says shows after the first call or `connect()`.
+    """
     try:
-        known = registry.engine_class(names[0]).profile
-    except EngineKitError:
-        made.put("max_input_tokens", SMALLEST_WINDOW, "the smallest window any engine starts with")
-        return made
-    address = (base_url or known.default_url).rstrip("/").removesuffix("/v1")
-    facts = route.known_facts(names[0], address, model or "")
-    _fill(made, names[0], known, facts)
-    return made
+        layers = config.load(settings, files=False)
+    except ConfigError:  # of a variable; the first call says it aloud
+        layers = config.Config(layers={})
+    return of(look(layers), context_window)
 
 
-def of_server(engine: Engine, model: str) -> Profile:
-    """The profile of a server that has been asked what it is."""
-    made = _plain()
-    _fill(made, engine.name, engine.profile, engine.facts, model)
-    return made
-
-
-def _plain() -> Profile:
-    made = Profile()
-    for key, value in _PLAIN.items():
-        made.put(key, value, "the same on every engine")
-    made.put("structured_output", False, _AGENTS)
-    return made
-
-
-def _fill(
-    made: Profile, name: str, known: EngineProfile, facts: ServerFacts | None, model: str = ""
-) -> None:
-    card = facts.model(model) if facts is not None and model else None
-    if facts is not None and facts.context_window is not None:
-        source = facts.context_source or f"{name} itself"
-        made.put("max_input_tokens", facts.context_window, source)
-    elif card is not None and card.context_window is not None:
-        made.put("max_input_tokens", card.context_window, f"{name}'s list of models")
-    else:
-        made.put("max_input_tokens", known.min_context, f"the smallest window {name} starts with")
+def of(known: Known, context_window: int | None) -> Profile:
+    """The profile of what is known."""
+    made = Profile(_ALWAYS)
+    made.origins.update(_ALWAYS_ORIGINS)
+    if known.model.value:
+        made.put("name", known.model.value, known.model.origin)
+    window = known.window(context_window)
+    made.put("max_input_tokens", window.value, window.origin)
     for key, feature in _KEYS.items():
-        stated = facts.capabilities.get(feature) if facts is not None else None
-        capability: Capability = stated or known.capability(feature)
-        if capability.support == "server":
-            continue
-        made.put(
-            key,
-            capability.usable,
-            f"{name} itself" if stated is not None else f"what is {capability.evidence} of {name}",
-        )
+        fact = known.can(feature)
+        made.put(key, fact.value, fact.origin)
+    return made

@@ -79,6 +79,14 @@ class EngineKitChat(Generating, BaseChatModel):
         self._add_version("enginekit", __version__)
         return self
 
+    @model_validator(mode="after")
+    def _check_profile_keys(self) -> Self:
+        # The base class works out the type hints of all keys each time: half of a construction.
+        check = getattr(super(), "_check_profile_keys", None)
+        if check is not None and not isinstance(self.profile, _profile.Profile):
+            check()
+        return self
+
     @property
     def _llm_type(self) -> str:
         return "enginekit-chat"
@@ -200,8 +208,7 @@ class EngineKitChat(Generating, BaseChatModel):
 
     def _after(self, state: State, receipt: Any) -> None:
         self._warn_omitted(receipt)
-        facts = state.client.facts if state.client is not None else None
-        if facts is not None and facts is not state.memo.get("facts"):
+        if state.client is not None and state.client.all_facts != state.memo.get("facts"):
             self._learned()
 
     # -- tools and structure ------------------------------------------------------------
@@ -273,18 +280,16 @@ class EngineKitChat(Generating, BaseChatModel):
     # -- what is known of the model -----------------------------------------------------
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        found = _profile.before_connecting(
-            engine=self.engine, base_url=self.base_url, model=self.model
-        )
+        found = _profile.before_connecting(self._client_settings(), self.context_window)
         return cast(ModelProfile, found)
 
     def _learned(self) -> None:
         client = self._state.client
         if client is None or client.engine is None:
             return
-        self._state.memo["facts"] = client.facts
+        self._state.memo["facts"] = client.all_facts
         if isinstance(self.profile, _profile.Profile):
-            self.profile = cast(ModelProfile, _profile.of_server(client.engine, client.model))
+            self.profile = cast(ModelProfile, _profile.of(client.known(), self.context_window))
 
     @property
     def profile_origins(self) -> Mapping[str, str]:

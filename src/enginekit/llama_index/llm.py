@@ -74,34 +74,29 @@ class EngineKitLLM(Generating, ToolCalling, Structured):
     def _known(self) -> _metadata.Known:
         state = self._state
         client = state.client
-        route = client.route if client is not None else None
-        facts = route.engine.facts if route is not None else None
+        facts = client.all_facts if client is not None else None
         memo = state.memo.get("metadata")
-        if memo is not None and memo[0] is route and memo[1] is facts and route is not None:
-            return cast(_metadata.Known, memo[2])
+        if memo is not None and facts and memo[0] == facts:
+            return cast(_metadata.Known, memo[1])
         wishes = _metadata.Wishes(
-            model=self.model,
-            engine=self.engine,
-            base_url=self.base_url,
-            context=self.context,
             context_window=self.context_window,
             max_tokens=self.max_tokens,
             is_function_calling_model=self.is_function_calling_model,
             is_chat_model=not self.use_completion_endpoint,
         )
-        if client is None or route is None:
-            return _metadata.before_connecting(wishes)
-        known = _metadata.of_server(wishes, route.engine, client.model)
-        state.memo["metadata"] = (route, facts, known)
+        if client is None:
+            return _metadata.before_connecting(self._client_settings(), wishes)
+        known = _metadata.of(client.known(), wishes)
+        state.memo["metadata"] = (facts, known)
         return known
 
     @property
     def metadata(self) -> LLMMetadata:
         """Context window, model name and so on; never does I/O.
 
-        From what the server said, once it has been asked (by the first call or `connect()`); until
-        then from what another instance has learned of it, else from the engine's smallest window.
-        `metadata_source` says which.
+        From what the server said, once it has been asked (by the first call or `connect()`, or by
+        another instance); until then from the catalog, and the context window is the smallest that
+        the engine starts with. `metadata_source` says which.
         """
         return LLMMetadata(**self._known().values)
 
