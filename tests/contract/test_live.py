@@ -16,6 +16,7 @@ import pytest
 from enginekit.errors import (
     BadOutput,
     ContextOverflow,
+    EngineKitError,
     EngineTimeout,
     ModelNotFound,
     Unreachable,

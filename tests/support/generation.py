@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from enginekit.errors import EngineKitError
-from enginekit.kit.client import Client
 from enginekit.facts.engine import Load
+from enginekit.kit.client import Client
 
 PATIENCE = 30.0
 """Seconds until a server that does not come to the state waited for counts as never coming there."""
