@@ -120,15 +120,15 @@ def witness_tgi(session: nox.Session) -> None:
 
 @nox.session
 def live_vllm(session: nox.Session) -> None:
-    """The live contract on a real vLLM on CPU, which gets an environment of its own."""
-    install(session, "test")
+    """Contract, standard suites and examples on a real vLLM on CPU, in an environment of its own."""
+    install(session, "test", "examples")
     session.run("python", "-m", "tests.lanes.run", "vllm", *session.posargs)
 
 
 @nox.session
 def live_rayserve(session: nox.Session) -> None:
-    """The live contract on a real Ray Serve over vLLM on CPU, in the same environment."""
-    install(session, "test")
+    """The same on a real Ray Serve over vLLM on CPU, in the same environment."""
+    install(session, "test", "examples")
     session.run("python", "-m", "tests.lanes.run", "rayserve", *session.posargs)
 
 

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+CHAT = "/v1/chat/completions"
+EMBEDDINGS = "/v1/embeddings"
+_ONE_TOKEN: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 1},
+    EMBEDDINGS: {"input": "Hi."},
+}
+
+
 @contextlib.contextmanager
-def running(
+def starting(
     command: Sequence[str],
     *,
     log: Path,
     url: str,
-    models: Sequence[str],
+    models: Mapping[str, str],
     budget: float,
     environment: Mapping[str, str] | None = None,
-) -> Iterator[None]:
-    """Start a server, wait until each of `models` generated a token, and stop it at the end.
+) -> Iterator[Callable[[], None]]:
+    """Start a server and stop it at the end; what is given waits until it is ready.
+
+    Ready is when each of `models` did its work once; the wait raises LaneError when it does not come.
 
     Args:
         log: file for its output.
-        budget: seconds it may take to come up. Raises LaneError when they are gone.
+        models: each model's name, and the path that it answers (`CHAT`, `EMBEDDINGS`).
+        budget: seconds it may take to come up, from now on.
     """
+    end = time.monotonic() + budget
     mark = uuid.uuid4().hex
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as out:
@@ -72,33 +84,30 @@ def running(
             start_new_session=True,
         )
         try:
-            _wait(child, url, models, budget, log)
-            yield
+            yield lambda: _wait(child, url, models, end, log)
         finally:
             stop(child, mark)
 
 
 def _wait(
-    child: subprocess.Popen[bytes], url: str, models: Sequence[str], budget: float, log: Path
+    child: subprocess.Popen[bytes], url: str, models: Mapping[str, str], end: float, log: Path
 ) -> None:
-    end = time.monotonic() + budget
-    left = list(models)
+    left = list(models.items())
     while left:
         if child.poll() is not None:
             raise LaneError(f"the server ended with status {child.returncode}\n{_tail(log)}")
         if time.monotonic() > end:
-            raise LaneError(f"the server was not ready after {budget:g} s\n{_tail(log)}")
-        if _generates(url, left[0]):
+            raise LaneError(f"the server was not ready in time\n{_tail(log)}")
+        if _works(url, *left[0]):
             left.pop(0)
         else:
             time.sleep(0.5)
 
 
-def _generates(url: str, model: str) -> bool:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 1}
+def _works(url: str, model: str, path: str) -> bool:
     request = urllib.request.Request(
-        f"{url}/v1/chat/completions",
-        data=json.dumps(body).encode(),
+        url + path,
+        data=json.dumps({"model": model, **_ONE_TOKEN[path]}).encode(),
         headers={"content-type": "application/json"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

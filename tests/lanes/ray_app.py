@@ -1,6 +1,8 @@
 """Serve models by Ray Serve LLM on CPU until SIGTERM. Run by the servers' interpreter.
 
 python tests/lanes/ray_app.py PORT NAME=FOLDER [NAME=FOLDER …]
+
+A model named `embed…` embeds by the last token's state; the others chat and call tools.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
+CHATS = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+EMBEDS = {"runner": "pooling", "convert": "embed"}
+
 
 def config(name: str, folder: str) -> LLMConfig:
     return LLMConfig(
@@ -24,8 +29,7 @@ def config(name: str, folder: str) -> LLMConfig:
             "max_num_seqs": 8,
             "enforce_eager": True,
             "dtype": "float32",
-            "enable_auto_tool_choice": True,
-            "tool_call_parser": "hermes",
+            **(EMBEDS if name.startswith("embed") else CHATS),
         },
         deployment_config={"num_replicas": 1},
     )

@@ -1,11 +1,14 @@
-"""The live contract on a real server that this script installs, starts and stops.
+"""The live suites on real servers that this script installs, starts and stops.
 
     python -m tests.lanes.run vllm | rayserve | llamacpp [--models scripted,smollm2] [--record]
 
 Two sets of weights, the same on every engine: the scripted ones of `tests.support.scripted`, whose
-answers are known word for word, and SmolLM2-135M. Output of pip, servers and tests is kept in
-.ci/log. Needs enginekit and the test group; the servers get an environment of their own.
-`--record` makes the engine's cassette anew (tests/cassettes), through a proxy.
+answers are known word for word, and SmolLM2-135M. Scripted weights get the contract, LangChain's
+standard suites (chat, and embeddings on a second server), the LlamaIndex contract and the programs
+of `examples/`; SmolLM2 gets the contract and the programs that want a model that speaks. Output of
+pip, servers and tests is kept in .ci/log. Needs enginekit and the test group; the servers get an
+environment of their own. `--record` makes the engine's cassettes anew (tests/cassettes), through a
+proxy, instead of running the tests. Further arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -17,129 +20,171 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lanes.environment import RAY, ROOT, VLLM, server_python, smollm2
-from tests.lanes.processes import LaneError, free_port, running
+from tests.lanes.environment import ROOT, server_python, smollm2
+from tests.lanes.processes import CHAT, EMBEDDINGS, LaneError, free_port, starting
+from tests.lanes.told import ray_command, told, vllm_command, vllm_embed_command
 from tests.support.models import smollm2 as smollm2_gguf
 from tests.support.scripted import write_gguf, write_hf
 
 LOGS = ROOT / ".ci" / "log"
-START_SECONDS = {"llamacpp": 90.0, "vllm": 300.0, "rayserve": 600.0}
-TEST_SECONDS = 600.0
+START_SECONDS = {"llamacpp": 90.0, "vllm": 400.0, "rayserve": 600.0}
+TEST_SECONDS = 1200.0
+RECORDED = ("programme", "chat", "embeddings")
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "scripted": (
+        "tests/contract/test_live.py",
+        "tests/standard",
+        "tests/llama_index/test_contract.py",
+        "tests/examples",
+    ),
+    "smollm2": ("tests/contract/test_live.py", "tests/examples"),
+}
+"""What runs on which weights."""
 
 
-def vllm_command(python: Path, port: int, name: str, folder: Path) -> list[str]:
-    """A vLLM server with tool calling, on CPU, small."""
-    flags = {
-        "--model": str(folder),
-        "--served-model-name": name,
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--dtype": "float32",
-        "--max-model-len": "8192",
-        "--max-num-seqs": "8",
-        "--tool-call-parser": "hermes",
-    }
-    return [
-        str(python),
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--enforce-eager",
-        "--enable-auto-tool-choice",
-        *(word for flag in flags.items() for word in flag),
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A server that chats and, beside it, one that embeds.
+
+    Attributes:
+        other: a second model or name that the first server answers to.
+    """
+
+    model: str
+    url: str
+    key: str = ""
+    other: str = ""
+    embed_url: str = ""
+    embed_model: str = ""
+    embed_key: str = ""
+
+    def environment(self, engine: str) -> dict[str, str]:
+        """How the tests are told."""
+        found = {
+            "ENGINE": engine,
+            "URL": self.url,
+            "MODEL": self.model,
+            "KEY": self.key,
+            "OTHER": self.other,
+            "SCRIPTED": "1" if self.model == "scripted" else "0",
+            "EMBED_URL": self.embed_url,
+            "EMBED_MODEL": self.embed_model,
+            "EMBED_KEY": self.embed_key,
+        }
+        told = {f"ENGINEKIT_LIVE_{name}": value for name, value in found.items()}
+        return {"ENGINEKIT_LIVE_OUTCOMES": "check", **os.environ, **told}
 
 
-@contextmanager
-def servers(engine: str, python: Path, models: Mapping[str, Path]) -> Iterator[Iterator[tuple]]:
-    """An iterator of (model, url) with its server up; one server for each model, or for all."""
-    if engine == "rayserve":
+def llamacpp(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
+    """An embedded llama.cpp for each model, and one that embeds by the first one's weights."""
+    from enginekit.launch.embedded import EmbeddedSpec, acquire
+
+    budget = START_SECONDS["llamacpp"]
+    first = next(iter(models.values()))
+    embeds = EmbeddedSpec(model_path=first, context=2048, slots=2, embeddings=True)
+    with acquire(embeds, budget=budget) as embedder:
+        for name, path in models.items():
+            spec = EmbeddedSpec(model_path=path, context=2048, slots=4, extra_args=("--metrics",))
+            with acquire(spec, budget=budget) as lease:
+                yield Stage(
+                    model=name,
+                    url=lease.base_url,
+                    key=lease.api_key or "",
+                    embed_url=embedder.base_url,
+                    embed_model=embedder.model,
+                    embed_key=embedder.api_key or "",
+                )
+
+
+def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
+    """A vLLM for each model in turn, and one throughout that embeds by the first one's weights."""
+
+    @contextmanager
+    def server(
+        what: str, command: list[str], url: str, ready: dict[str, str]
+    ) -> Iterator[Callable[[], None]]:
+        log = LOGS / f"live_vllm-{what}-server.txt"
+        budget = START_SECONDS["vllm"]
+        with starting(command, log=log, url=url, models=ready, budget=budget) as wait:
+            yield wait
+
+    with ExitStack() as whole:
+        first = next(iter(models.values()))
         port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        named = [f"{name}={folder}" for name, folder in models.items()]
-        script = ROOT / "tests" / "lanes" / "ray_app.py"
-        with running(
-            [str(python), str(script), str(port), *named],
-            log=LOGS / "live_rayserve-server.txt",
-            url=url,
-            models=list(models),
-            budget=START_SECONDS[engine],
-        ):
-            yield iter([(name, url) for name in models])
-        return
-
-    def one_by_one() -> Iterator[tuple[str, str]]:
+        embed_url = f"http://127.0.0.1:{port}"
+        command = vllm_embed_command(python, port, "embedder", first)
+        wait_for_embedder = whole.enter_context(
+            server("embedder", command, embed_url, {"embedder": EMBEDDINGS})
+        )
         for name, folder in models.items():
             port = free_port()
             url = f"http://127.0.0.1:{port}"
-            with running(
-                vllm_command(python, port, name, folder),
-                log=LOGS / f"live_vllm-{name}-server.txt",
-                url=url,
-                models=[name],
-                budget=START_SECONDS[engine],
-            ):
-                yield name, url
-
-    def embedded() -> Iterator[tuple[str, str]]:
-        from enginekit.launch.embedded import EmbeddedSpec, acquire
-
-        for name, path in models.items():
-            spec = EmbeddedSpec(model_path=path, context=2048, slots=4, extra_args=("--metrics",))
-            with acquire(spec, budget=START_SECONDS[engine]) as lease:
-                os.environ["ENGINEKIT_LIVE_KEY"] = lease.api_key or ""
-                yield name, lease.base_url
-
-    each = embedded() if engine == "llamacpp" else one_by_one()
-    try:
-        yield each
-    finally:
-        each.close()
+            command = vllm_command(python, port, (name, f"{name}-2"), folder)
+            with server(name, command, url, {name: CHAT}) as wait:
+                wait()
+                wait_for_embedder()
+                yield Stage(
+                    model=name,
+                    url=url,
+                    other=f"{name}-2",
+                    embed_url=embed_url,
+                    embed_model="embedder",
+                )
 
 
-def contract(engine: str, url: str, name: str, arguments: list[str]) -> int:
-    """Run the live contract against a server; returns pytest's status."""
-    told = {
-        "ENGINEKIT_LIVE_ENGINE": engine,
-        "ENGINEKIT_LIVE_URL": url,
-        "ENGINEKIT_LIVE_MODEL": name,
-        "ENGINEKIT_LIVE_SCRIPTED": "1" if name == "scripted" else "0",
-    }
+def rayserve(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
+    """One Ray Serve application with all models, and one more that embeds by the first's weights."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ray_command(python, port, {**models, "embedder": next(iter(models.values()))})
+    ready = {**dict.fromkeys(models, CHAT), "embedder": EMBEDDINGS}
+    log = LOGS / "live_rayserve-server.txt"
+    budget = START_SECONDS["rayserve"]
+    with starting(command, log=log, url=url, models=ready, budget=budget) as wait:
+        wait()
+        for name in models:
+            (other,) = [one for one in models if one != name] or [name]
+            yield Stage(model=name, url=url, other=other, embed_url=url, embed_model="embedder")
+
+
+ENGINES: dict[str, Callable[[Mapping[str, Path], Path], Generator[Stage, None, None]]] = {
+    "llamacpp": llamacpp,
+    "vllm": vllm,
+    "rayserve": rayserve,
+}
+
+
+def tests(engine: str, stage: Stage, arguments: list[str]) -> int:
+    """Run what belongs to a stage's weights; returns pytest's status."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/contract/test_live.py", "-q", *arguments],
+        [sys.executable, "-m", "pytest", *ROOMS[stage.model], "-q", *arguments],
         cwd=ROOT,
-        env={**os.environ, **told},
+        env=stage.environment(engine),
         timeout=TEST_SECONDS,
         check=False,
     ).returncode
 
 
-def record(engine: str, url: str, name: str) -> int:
-    """Make the cassette of a running server; returns the status of that."""
-    told = {
-        "llamacpp": (
-            "llama.cpp server",
-            f"xllamacpp {metadata.version('xllamacpp')}",
-            "enginekit.launch.embedded, context 2048, 4 slots, --metrics",
-        ),
-        "vllm": ("vLLM, CPU", VLLM, " ".join(vllm_command(Path("python"), 8000, name, Path(name)))),
-        "rayserve": (
-            "Ray Serve LLM over vLLM, CPU",
-            f"{RAY[0]}, {VLLM}",
-            f"python tests/lanes/ray_app.py 8000 {name}={name}",
-        ),
-    }[engine]
-    server, version, command = told
+def record(engine: str, stage: Stage, suite: str) -> int:
+    """Make one cassette of a stage's server; returns the status of the tests that asked."""
+    embeds = suite == "embeddings"
+    facts = told(engine, suite)
     return subprocess.run(
         [
-            *(sys.executable, "-m", "tests.cassettes.record", engine, url, "--model", name),
-            *("--server", server, "--version", version, "--command", command),
+            *(sys.executable, "-m", "tests.cassettes.record", engine),
+            stage.embed_url if embeds else stage.url,
+            *("--suite", suite, "--model", stage.embed_model if embeds else stage.model),
+            *(() if embeds or not stage.other else ("--other", stage.other)),
+            *("--server", facts.server, "--version", facts.version, "--command", facts.command),
         ],
         cwd=ROOT,
+        env={**os.environ, "ENGINEKIT_LIVE_KEY": stage.embed_key if embeds else stage.key},
         timeout=TEST_SECONDS,
         check=False,
     ).returncode
@@ -147,12 +192,13 @@ def record(engine: str, url: str, name: str) -> int:
 
 def main() -> int:
     """Run one lane."""
-    parser = argparse.ArgumentParser(description="the live contract on a real server")
-    parser.add_argument("engine", choices=sorted(START_SECONDS))
+    parser = argparse.ArgumentParser(description="the live suites on a real server")
+    parser.add_argument("engine", choices=sorted(ENGINES))
     parser.add_argument("--environment", type=Path, default=ROOT / ".nox" / "servers")
-    parser.add_argument("--models", default="scripted,smollm2")
-    parser.add_argument("--record", action="store_true", help="make the cassette anew")
+    parser.add_argument("--models", default="")
+    parser.add_argument("--record", action="store_true", help="make the cassettes anew, no more")
     options, arguments = parser.parse_known_args()
+    engine = options.engine
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
     LOGS.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -160,12 +206,14 @@ def main() -> int:
     def say(what: str) -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {what}", flush=True)
 
-    wanted = options.models.split(",")
-    failed = []
+    # Ray's second model is the one that the tests of another model name.
+    fewest = "scripted" if options.record and engine != "rayserve" else "scripted,smollm2"
+    wanted = (options.models or fewest).split(",")
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="enginekit-lane-") as made:
         folder = Path(made)
         python = Path(sys.executable)
-        if options.engine == "llamacpp":
+        if engine == "llamacpp":
             sources = {
                 "scripted": lambda: write_gguf(folder / "scripted.gguf"),
                 "smollm2": smollm2_gguf,
@@ -174,8 +222,8 @@ def main() -> int:
             say("installing the server")
             python = server_python(
                 options.environment,
-                ray=options.engine == "rayserve",
-                log=LOGS / f"live_{options.engine}-install.txt",
+                ray=engine == "rayserve",
+                log=LOGS / f"live_{engine}-install.txt",
             )
             sources = {
                 "scripted": lambda: write_hf(folder / "scripted"),
@@ -183,17 +231,21 @@ def main() -> int:
             }
         models = {name: sources[name]() for name in wanted}
         say("starting the server")
+        stages = ENGINES[engine](models, python)
         try:
-            with servers(options.engine, python, models) as running_now:
-                for name, url in running_now:
-                    say(f"{options.engine} serves {name} at {url}")
-                    if contract(options.engine, url, name, arguments):
-                        failed.append(name)
-                    if options.record and name == "scripted" and record(options.engine, url, name):
-                        failed.append("the cassette")
+            for stage in stages:
+                say(f"{engine} serves {stage.model} at {stage.url}")
+                if not options.record:
+                    if tests(engine, stage, arguments):
+                        failed.append(stage.model)
+                elif stage.model == "scripted":
+                    failed += [one for one in RECORDED if record(engine, stage, one)]
+                say(f"done with {stage.model}")
         except (LaneError, subprocess.TimeoutExpired) as error:
             say(str(error))
             failed.append("the server")
+        finally:
+            stages.close()
     say(f"failed: {', '.join(failed)}" if failed else "green")
     return 1 if failed else 0
 

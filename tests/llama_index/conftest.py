@@ -12,7 +12,15 @@ import pytest
 
 from enginekit.kit.route import forget_facts
 from tests.langchain.wires import VLLM
+from tests.standard.counting import pytest_runtest_makereport, pytest_terminal_summary
+from tests.standard.places import add_marks
 from tests.support.server import Server
+
+__all__ = ["pytest_runtest_makereport", "pytest_terminal_summary"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    add_marks(items)
 
 
 @pytest.fixture(autouse=True)

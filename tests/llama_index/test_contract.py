@@ -1,8 +1,9 @@
 """What every engine must do through LlamaIndex: 8 methods × text, thinking, tools, structure, usage.
 
 The same tests run on three wires on loopback and, marked `embedded`, on a real llama.cpp with
-scripted weights. With ENGINEKIT_LIVE_URL and its kin (see `tests/contract/conftest.py`) they run on
-that server alone, which must have the scripted weights too.
+scripted weights and on the cassettes of real servers that ran these. With ENGINEKIT_LIVE_URL and its
+kin (see `tests/contract/conftest.py`) they run on that server alone, which must have the scripted
+weights too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from enginekit.llama_index import EngineKitLLM
 from tests.contract.conftest import LIVE
 from tests.langchain.wires import VLLM, WIRES
 from tests.llama_index.subjects import GREETING, THOUGHT, Subject, on_wire, tools
+from tests.standard.places import Where, places, replayed
 from tests.support.server import Server
 
 
@@ -42,30 +44,34 @@ def scripted_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("weights") / "scripted.gguf")
 
 
-REAL = "live" if LIVE["url"] else "embedded"
 ON_LOOPBACK = [] if LIVE["url"] else WIRES
+REAL = [pytest.param(where, marks=pytest.mark.embedded) for where in places("chat")]
 
 
 @pytest.fixture(
-    params=[*ON_LOOPBACK, pytest.param(REAL, marks=pytest.mark.embedded)],
-    ids=lambda p: p if isinstance(p, str) else p.engine,
+    params=[*ON_LOOPBACK, *REAL],
+    ids=lambda p: str(p) if isinstance(p, Where) else p.engine,
 )
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Each engine in turn."""
-    if request.param == "live":
+    where = request.param
+    if not isinstance(where, Where):
+        with Server() as server:
+            yield on_wire(where(server))
+    elif where.kind == "cassette":
+        with replayed(where, "chat") as (settings, _, player):
+            yield Subject({**settings, "temperature": 0})
+            assert player.missed == [], "not on the cassette; record it anew"
+    elif LIVE["url"]:
         if LIVE["scripted"] != "1":
             pytest.skip("exact expectations need the scripted weights on the server")
         named = {"engine": "engine", "base_url": "url", "model": "model", "api_key": "key"}
         settings = {setting: LIVE[name] for setting, name in named.items() if LIVE[name]}
         yield Subject({**settings, "temperature": 0})
-        return
-    if request.param != "embedded":
-        with Server() as server:
-            yield on_wire(request.param(server))
-        return
-    pytest.importorskip("xllamacpp")
-    path = request.getfixturevalue("scripted_gguf")
-    yield Subject({"engine": "embedded", "model": str(path), "temperature": 0})
+    else:
+        pytest.importorskip("xllamacpp")
+        path = request.getfixturevalue("scripted_gguf")
+        yield Subject({"engine": "embedded", "model": str(path), "temperature": 0})
 
 
 def user(text: str) -> list[ChatMessage]:

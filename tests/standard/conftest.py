@@ -1,54 +1,43 @@
-"""LangChain's standard integration suites on a server that answers now.
+"""LangChain's standard integration suites, on a server that answers now and on cassettes.
 
-The server is the one of `tests/contract`: by default a real llama.cpp with scripted weights, else
+The live server is the one of `tests/contract`: by default a real llama.cpp with scripted weights, else
 what ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY and _SCRIPTED name. Two more are read here: _OTHER, a
 second model that the server has, for the tests that override the model (without it the override
-names the same one), and _EMBED_URL with _EMBED_MODEL, an embedding server of the same engine.
+names the same one), and _EMBED_URL with _EMBED_MODEL and _EMBED_KEY, an embedding server of the same
+engine.
 
-A standard test may skip only for a reason that stands in `SKIPS`; skips are counted and printed at
-the end of the run.
+What an engine cannot pass stands in `marks.py`; `counting.py` counts and compares.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from enginekit.facts.engine import Feature
+from enginekit.kit.client import Client
+from tests.cassettes.tape import Player
 from tests.contract.conftest import LIVE, Place, no_cached_facts, place
+from tests.standard.counting import pytest_runtest_makereport, pytest_terminal_summary
+from tests.standard.marks import NO_EMBEDDINGS
+from tests.standard.places import Where, add_marks, places, replayed
 from tests.support.models import scripted_gguf
 
-__all__ = ["no_cached_facts", "place"]
+__all__ = [
+    "no_cached_facts",
+    "place",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
+]
 
 LIVE_MORE = {
     name: os.environ.get(f"ENGINEKIT_LIVE_{name.upper()}", "")
-    for name in ("other", "embed_url", "embed_model")
+    for name in ("other", "embed_url", "embed_model", "embed_key")
 }
-
-NO_MEDIA = "the weights read text only"
-SKIPS = {
-    "test_image_inputs": NO_MEDIA,
-    "test_audio_inputs": NO_MEDIA,
-    "test_image_tool_message": NO_MEDIA,
-    "test_pdf_inputs": "no self-hosted engine reads PDF files; enginekit refuses them",
-    "test_pdf_tool_message": "no self-hosted engine reads PDF files; enginekit refuses them",
-    **dict.fromkeys(
-        (
-            "test_embed_query",
-            "test_embed_documents",
-            "test_aembed_query",
-            "test_aembed_documents",
-            "test_each_text_has_its_own_vector_in_its_own_place",
-        ),
-        "the live server chats; name one that embeds by ENGINEKIT_LIVE_EMBED_URL",
-    ),
-    "test_stream_time": "upstream measures time on a cassette only; benchmarks/ measures streams",
-}
-"""Standard tests that may skip, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +47,12 @@ class Served(Place):
     Attributes:
         lacking: features that it says it has not.
         other: the model that override tests name.
+        player: what plays the cassette, when it is one.
     """
 
-    lacking: frozenset[Feature]
-    other: str
+    lacking: frozenset[Feature] = frozenset()
+    other: str = ""
+    player: Player | None = None
 
     def has(self, feature: Feature) -> bool:
         """Whether a test may ask for the feature."""
@@ -73,21 +64,66 @@ _FEATURES: tuple[Feature, ...] = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def served(place: Place) -> Served:
-    """The server, asked once what it is."""
-    client = place.client()
+def _asked(settings: dict[str, Any], scripted: bool, other: str, player: Player | None) -> Served:
+    """A server, asked once what it is."""
+    client = Client(settings)
     client.connect()
     assert client.engine is not None
     lacking = {name for name in _FEATURES if client.engine.capability(name).support == "none"}
-    settings = {name: value for name, value in place.settings.items() if value is not None}
-    settings.setdefault("model", client.model)
+    named = {name: value for name, value in settings.items() if value is not None}
+    named.setdefault("model", client.model)
     return Served(
-        settings=settings,
-        scripted=place.scripted,
+        settings=named,
+        scripted=scripted,
         lacking=frozenset(lacking),
-        other=LIVE_MORE["other"] or client.model,
+        other=other or str(client.model),
+        player=player,
     )
+
+
+@pytest.fixture(scope="session")
+def served(place: Place) -> Served:
+    """The server that answers now."""
+    return _asked(place.settings, place.scripted, LIVE_MORE["other"], None)
+
+
+@pytest.fixture(scope="session", params=places("chat"), ids=str)
+def suite(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """Each place where LangChain's suite for chat models runs."""
+    where: Where = request.param
+    if where.kind == "live":
+        yield request.getfixturevalue("served")
+        return
+    with replayed(where, "chat") as (settings, other, player):
+        yield _asked(settings, True, other, player)
+
+
+@pytest.fixture(scope="session", params=places("embeddings"), ids=str)
+def embedding_suite(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """Each place where LangChain's suite for embeddings runs."""
+    where: Where = request.param
+    if where.kind == "live":
+        live: Place = request.getfixturevalue("embedding_place")
+        settings = {name: value for name, value in live.settings.items() if value is not None}
+        yield Served(settings=settings, scripted=live.scripted)
+        return
+    with replayed(where, "embeddings") as (settings, _, player):
+        yield Served(settings=settings, scripted=True, player=player)
+
+
+@pytest.fixture(autouse=True)
+def _all_is_on_the_tape(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A request that the cassette lacks fails its test, also where an error is expected."""
+    names = [name for name in ("suite", "embedding_suite") if name in request.fixturenames]
+    players = [request.getfixturevalue(name).player for name in names]
+    yield
+    for player in filter(None, players):
+        missed, player.missed[:] = list(player.missed), []
+        assert missed == [], "not on the cassette; record it anew"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    add_marks(items)
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +135,13 @@ def embedding_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
                 "engine": LIVE["engine"],
                 "base_url": LIVE_MORE["embed_url"],
                 "model": LIVE_MORE["embed_model"] or None,
-                "api_key": LIVE["key"] or None,
+                "api_key": LIVE_MORE["embed_key"] or None,
             },
             LIVE["scripted"] == "1",
         )
         return
     if LIVE["url"]:
-        pytest.skip("the live server chats; name one that embeds by ENGINEKIT_LIVE_EMBED_URL")
+        pytest.skip(NO_EMBEDDINGS)
     from enginekit.launch.embedded import EmbeddedSpec, acquire
 
     with pytest.MonkeyPatch.context() as patch:
@@ -119,35 +155,3 @@ def embedding_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]
                 "model": "scripted",
             }
             yield Place(settings, scripted=True)
-
-
-# ---------------------------------------------------------------------------------- counting
-
-
-def _is_standard(nodeid: str) -> bool:
-    return "standard/test_chat.py" in nodeid or "standard/test_embeddings.py" in nodeid
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
-    report = yield
-    name = item.name.partition("[")[0]
-    if report.skipped and _is_standard(item.nodeid) and name not in SKIPS:
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} skipped without a reason in {__name__}: {report.longrepr}"
-    return report
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    def names(outcome: str) -> list[str]:
-        reports = terminalreporter.stats.get(outcome, ())
-        return [r.nodeid.rpartition("::")[2] for r in reports if _is_standard(r.nodeid)]
-
-    counts = {name: names(name) for name in ("passed", "skipped", "xfailed", "failed")}
-    if not any(counts.values()):
-        return
-    engine = LIVE["engine"] or "llamacpp (embedded)"
-    said = ", ".join(f"{len(found)} {name}" for name, found in counts.items() if found)
-    terminalreporter.write_line(f"langchain-tests on {engine}: {said}")
-    for name in counts["skipped"]:
-        terminalreporter.write_line(f"  {name}: {SKIPS.get(name.partition('[')[0], '?')}")

@@ -23,8 +23,8 @@ class Standard(ChatModelIntegrationTests):
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def _connected(cls, served: Served) -> None:
-        cls.served = served
+    def _connected(cls, suite: Served) -> None:
+        cls.served = suite
 
     @pytest.fixture(autouse=True)
     def _no_downloads(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 
 from enginekit.langchain import EngineKitEmbeddings
-from tests.contract.conftest import Place
+from tests.standard.conftest import Served
 
 pytestmark = [pytest.mark.embedded, pytest.mark.timeout(300)]
 
@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.embedded, pytest.mark.timeout(300)]
 class TestStandardEmbeddings(EmbeddingsIntegrationTests):
     """Upstream's four tests."""
 
-    place: Place
+    served: Served
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
-    def _connected(cls, embedding_place: Place) -> None:
-        cls.place = embedding_place
+    def _connected(cls, embedding_suite: Served) -> None:
+        cls.served = embedding_suite
 
     @property
     def embeddings_class(self) -> type[Embeddings]:
@@ -30,14 +30,12 @@ class TestStandardEmbeddings(EmbeddingsIntegrationTests):
 
     @property
     def embedding_model_params(self) -> dict[str, Any]:
-        return {name: value for name, value in self.place.settings.items() if value is not None}
+        return dict(self.served.settings)
 
 
-def test_each_text_has_its_own_vector_in_its_own_place(embedding_place: Place) -> None:
+def test_each_text_has_its_own_vector_in_its_own_place(embedding_suite: Served) -> None:
     """Order is kept, a query's vector is the document's, and different texts differ."""
-    model = EngineKitEmbeddings(
-        **{name: value for name, value in embedding_place.settings.items() if value is not None}
-    )
+    model = EngineKitEmbeddings(**embedding_suite.settings)
     texts = ["the first text", "another one", "a third, which is longer than the others"]
     vectors = model.embed_documents(texts)
     assert len({tuple(vector) for vector in vectors}) == 3

@@ -1,0 +1,50 @@
+"""What of the standard suites an engine cannot pass, and why.
+
+Three words. **skip**: the suite leaves the test out by itself, since the property that asks for it is
+false. **never**: the server lacks what the test asks for, by design, and enginekit refuses with a
+typed error; the test runs, and must fail by that error (strictly: the day it passes, the mark is
+wrong). **notyet**: the same of a thing that upstream says will come. Each has a reason; for a
+server's refusal it is the server's own answer, as recorded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+NO_MEDIA = "the weights read text only; enginekit refuses media that the server says it cannot read"
+NO_PDF = "no self-hosted engine reads PDF files; enginekit refuses them"
+NO_EMBEDDINGS = "the live server chats; name one that embeds by ENGINEKIT_LIVE_EMBED_URL"
+
+SKIPS: dict[str, str] = {
+    "test_image_inputs": NO_MEDIA,
+    "test_audio_inputs": NO_MEDIA,
+    "test_image_tool_message": NO_MEDIA,
+    "test_pdf_inputs": NO_PDF,
+    "test_pdf_tool_message": NO_PDF,
+    "test_stream_time": "upstream measures time on a cassette only; benchmarks/ measures streams",
+    "test_embed_query": NO_EMBEDDINGS,
+    "test_embed_documents": NO_EMBEDDINGS,
+    "test_aembed_query": NO_EMBEDDINGS,
+    "test_aembed_documents": NO_EMBEDDINGS,
+    "test_each_text_has_its_own_vector_in_its_own_place": NO_EMBEDDINGS,
+}
+"""Tests that may skip, on any engine."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A test that must fail with a typed error of enginekit."""
+
+    kind: Literal["never", "notyet"]
+    reason: str
+
+
+MARKS: dict[str, dict[str, Mark]] = {}
+"""By engine, then by the test: its name, or `Class::name` where only one class is meant."""
+
+
+def mark_of(engine: str, test: str, owner: str = "") -> Mark | None:
+    """The mark of a test on an engine."""
+    of_engine = MARKS.get(engine, {})
+    return of_engine.get(f"{owner}::{test}") or of_engine.get(test)
