@@ -102,6 +102,14 @@ def missing_model(fault: Fault, match: re.Match[str] | None) -> Mapping[str, Any
     return {"model": match["model"] if match is not None else "", "near": near}
 
 
+def _prompt_and_output(fault: Fault, match: re.Match[str] | None) -> Mapping[str, Any]:
+    assert match is not None
+    wanted = int(match["prompt"]) + int(match["output"])
+    return {"limit": int(match["limit"]), "requested": wanted}
+
+
+_SHORTEN: Final = "shorten the conversation, or start the server with a larger --max-model-len"
+
 FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=Overloaded,
@@ -113,11 +121,33 @@ FAULTS: Final[tuple[Case, ...]] = (
     ),
     Case(
         error=ContextOverflow,
+        name="output",
+        text=r"is too large: (?P<output>\d+)\. this model's maximum context length is "
+        r"(?P<limit>\d+) tokens and your request has (?P<prompt>\d+) input tokens",
+        facts=_prompt_and_output,
+        hint="ask for fewer tokens, or start the server with a larger --max-model-len",
+    ),
+    Case(
+        error=ContextOverflow,
+        name="characters",
+        text=r"maximum context length is (?P<limit>\d+) tokens.*contains \d+ characters",
+        facts=overflow_facts,
+        hint=_SHORTEN,
+    ),
+    Case(
+        error=ContextOverflow,
+        name="prompt",
+        text=r"prompt \(length (?P<requested>\d+)\).*maximum model length of (?P<limit>\d+)",
+        facts=overflow_facts,
+        hint=_SHORTEN,
+    ),
+    Case(
+        error=ContextOverflow,
         name="context",
         text=r"maximum (?:context|model) length (?:is |of )(?P<limit>\d+)"
-        r"(?:.*?(?:contains at least|requested|contains|prompt of) (?P<requested>\d+))?",
+        r"(?:.*?(?:contains at least|requested|contains|request has|prompt of) (?P<requested>\d+))?",
         facts=overflow_facts,
-        hint="shorten the conversation, or start the server with a larger --max-model-len",
+        hint=_SHORTEN,
     ),
     Case(
         error=ContextOverflow,
@@ -131,7 +161,7 @@ FAULTS: Final[tuple[Case, ...]] = (
         name="context-param",
         param="input_tokens",
         facts=overflow_facts,
-        hint="shorten the conversation, or start the server with a larger --max-model-len",
+        hint=_SHORTEN,
     ),
     Case(
         error=ModelNotFound,

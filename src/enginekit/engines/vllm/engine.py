@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
@@ -193,7 +193,7 @@ class VLLM(VLLMRequests):
         answer: Answer = yield self.call("GET", "/metrics")
         if not answer.ok:
             raise self.failure(answer.status, answer.headers, answer.body, path="/metrics")
-        return load_of(routes.read_metrics(answer.body, mean=("vllm:kv_cache_usage_perc",)))
+        return load_of(routes.read_metrics(answer.body, mean=CACHE_USAGE))
 
     def load(self, model: str) -> Operation[None]:
         """Wake a sleeping server."""
@@ -226,6 +226,10 @@ class VLLM(VLLMRequests):
         raise error
 
 
+CACHE_USAGE: Final = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""The gauge of the KV cache, by its name and by the one it had in older versions."""
+
+
 def load_of(metrics: Mapping[str, float]) -> Load:
     """vLLM's metrics in the common shape."""
 
@@ -236,7 +240,7 @@ def load_of(metrics: Mapping[str, float]) -> Load:
     return Load(
         running=count("num_requests_running"),
         waiting=count("num_requests_waiting"),
-        kv_cache_usage=metrics.get("vllm:kv_cache_usage_perc"),
+        kv_cache_usage=next((metrics[name] for name in CACHE_USAGE if name in metrics), None),
         prompt_tokens_total=count("prompt_tokens_total"),
         generated_tokens_total=count("generation_tokens_total"),
         extra={

@@ -1,0 +1,206 @@
+"""What vLLM's source says it can send and no recording has.
+
+Files are those of vLLM 0.32.0, below vllm/entrypoints unless they say otherwise; older versions are
+named where a text or a name is theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from enginekit.engine import Answer, Target
+from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
+from enginekit.engines.vllm import VLLM
+from enginekit.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineFault,
+    ModelNotFound,
+    Overloaded,
+    Unsupported,
+)
+from tests.engines.recordings import decode, play
+
+TARGET = Target(base_url="http://server")
+
+
+def enveloped(message: str, type: str, code: int, param: str | None = None) -> bytes:
+    """`ErrorResponse` of serve/engine/protocol.py."""
+    error = {"message": message, "type": type, "param": param, "code": code}
+    return json.dumps({"error": error}).encode()
+
+
+def bare(message: str, type: str, code: int, param: str | None = None) -> bytes:
+    """The same before 0.11: nothing around it."""
+    error = {"object": "error", "message": message, "type": type, "param": param, "code": code}
+    return json.dumps(error).encode()
+
+
+ERRORS = [  # serve/exception_handling/error_response.py and vllm/exceptions.py
+    (503, "ServiceUnavailableError", "Request failed; please retry", Overloaded),
+    (503, "Service Unavailable", "The engine is currently busy and cannot accept", Overloaded),
+    (503, "Service Unavailable", "The engine has reached its prefill token backlog", Overloaded),
+    (500, "InternalServerError", "Internal server error", EngineFault),
+    (500, "InternalServerError", "No output received from the engine.", EngineFault),
+    (501, "NotImplementedError", "beam search is not implemented", Unsupported),
+    (422, "UnprocessableEntityError", "image (parameter=image_url)", BadRequest),
+    (400, "BadRequestError", "LoRA adapter 'x' was found but could not be loaded.", BadRequest),
+    (400, "BadRequestError", "The decoder prompt cannot be empty", BadRequest),
+    (409, "Conflict", "A profiling session is already active.", BadRequest),
+    (404, "NotFoundError", "The model `x` does not exist. Valid aliases: a, b.", ModelNotFound),
+]
+
+
+@pytest.mark.parametrize("envelope", [enveloped, bare])
+@pytest.mark.parametrize(("status", "type", "message", "kind"), ERRORS)
+def test_every_kind_of_error(
+    envelope: Any, status: int, type: str, message: str, kind: type[Exception]
+) -> None:
+    """As an answer, in the envelope of today and the older one, and as an event of a stream."""
+    engine = VLLM(TARGET)
+    told = envelope(message, type, status)
+    error = engine.failure(status, {}, told, path="/v1/chat/completions")
+    assert error.__class__ is kind
+    assert message in str(error)
+    event = told if envelope is enveloped else b'{"error": %s}' % told
+    stream = decode(OpenAIDecoder(engine), [b"data: %s\n\ndata: [DONE]\n\n" % event])
+    if status != 404:  # never inside a stream
+        assert stream.failure.__class__ is kind
+
+
+CONTEXT = "This model's maximum context length is 2048 tokens. "
+OVERFLOWS = [
+    # vllm/renderers/params.py
+    (CONTEXT + "However, your prompt contains 3000 input tokens, which exceeds this", 3000),
+    (CONTEXT + "However, your prompt contains at least 2049 input tokens, which exceeds", 2049),
+    (
+        CONTEXT + "However, your prompt contains 99999 characters (more than 16384 characters, "
+        "which is the upper bound for 2048 input tokens). Please reduce the length of the input",
+        None,  # characters are no tokens
+    ),
+    # vllm/v1/engine/input_processor.py
+    (
+        "The decoder prompt (length 3000) is longer than the maximum model length of 2048. Make",
+        3000,
+    ),
+    (
+        "The decoder prompt (length 2048) plus the number of requested output tokens (at least 1) "
+        "is longer than the maximum model length of 2048. Make sure that `max_model_len` is",
+        2048,
+    ),
+    # 0.10 to 0.12
+    (CONTEXT + "However, your request has 3000 input tokens. Please reduce the length of", 3000),
+    (
+        "'max_tokens' or 'max_completion_tokens' is too large: 2040. This model's maximum context "
+        "length is 2048 tokens and your request has 12 input tokens (2040 > 2048 - 12).",
+        2052,
+    ),
+    # before
+    (
+        CONTEXT + "However, you requested 2500 tokens (500 in the messages, 2000 in the "
+        "completion). Please reduce the length of the messages or completion.",
+        2500,
+    ),
+    (CONTEXT + "However, you requested 3000 tokens in the messages, Please reduce", 3000),
+]
+
+
+@pytest.mark.parametrize(("message", "requested"), OVERFLOWS)
+def test_what_does_not_fit(message: str, requested: int | None) -> None:
+    """Both numbers wherever the server gives them, and never characters for tokens."""
+    error = VLLM(TARGET).failure(400, {}, enveloped(message, "BadRequestError", 400))
+    assert isinstance(error, ContextOverflow)
+    assert (error.limit, error.requested) == (2048, requested)
+
+
+def test_a_server_that_is_scaling_is_busy() -> None:
+    """serve/elastic_ep/middleware.py: the error is a string."""
+    told = b'{"error":"The model is currently scaling. Please try again later."}'
+    assert isinstance(VLLM(TARGET).failure(503, {}, told), Overloaded)
+
+
+# ------------------------------------------------------------------------------------ replies
+
+
+def whole(message: dict[str, Any], reason: str | None, **more: Any) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
+    return json.dumps({"id": "chatcmpl-1", "choices": [choice], **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [("stop", "stop"), ("length", "length"), ("abort", "error"), ("repetition", "length")],
+)
+def test_every_finish_reason(reason: str, told: str) -> None:
+    """`FINISH_REASON_STRINGS` of vllm/v1/engine/__init__.py; `error` becomes a 500."""
+    end = decode(OpenAIWholeDecoder(VLLM(TARGET)), [whole({"content": "a"}, reason)]).end
+    assert end is not None
+    assert (end.finish_reason, end.raw_finish_reason) == (told, reason)
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])
+def test_thinking_by_both_names(field: str) -> None:
+    """`ChatMessage.reasoning`; `reasoning_content` before 0.12."""
+    plain = whole({"content": "42", field: "hm"}, "stop")
+    assert decode(OpenAIWholeDecoder(VLLM(TARGET)), [plain]).reasoning == "hm"
+    delta = {"choices": [{"index": 0, "delta": {field: "hm"}, "finish_reason": None}]}
+    stream = decode(OpenAIDecoder(VLLM(TARGET)), [b"data: %s\n\n" % json.dumps(delta).encode()])
+    assert stream.reasoning == "hm"
+
+
+def test_what_else_an_answer_may_carry() -> None:
+    """Fields of `ChatCompletionResponse` beside OpenAI's do no harm, nulls neither."""
+    usage = {
+        "prompt_tokens": 5,
+        "total_tokens": 5,
+        "completion_tokens": None,
+        "prompt_tokens_details": {"cached_tokens": None, "created_cache_tokens": 3},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+    body = whole(
+        {"content": None, "refusal": None, "annotations": None, "audio": None, "tool_calls": []},
+        "stop",
+        usage=usage,
+        service_tier=None,
+        prompt_logprobs=[None, {"7": {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}],
+        kv_transfer_params={"remote_block_ids": [1]},
+        metrics={"time_to_first_token_ms": 3.0},
+    )
+    end = decode(OpenAIWholeDecoder(VLLM(TARGET)), [body]).end
+    assert end is not None
+    assert end.usage is not None
+    assert (end.usage.prompt_tokens, end.usage.completion_tokens) == (5, 0)
+    assert end.extra["metrics"] == {"time_to_first_token_ms": 3.0}
+
+
+def test_a_piece_of_a_call_without_a_function() -> None:
+    """In `DeltaToolCall` (generate/base/protocol.py) all but the index may be missing."""
+    pieces: list[dict[str, Any]] = [
+        {"index": 0, "id": "a", "type": "function", "function": {"name": "f"}},
+        {"index": 0},
+        {"index": 0, "function": None},
+        {"index": 0, "function": {"name": None, "arguments": None}},
+        {"index": 0, "function": {"arguments": '{"x": 1}'}},
+    ]
+    events = [
+        {"choices": [{"index": 0, "delta": {"tool_calls": [piece]}, "finish_reason": None}]}
+        for piece in pieces
+    ]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]})
+    body = b"".join(b"data: %s\n\n" % json.dumps(event).encode() for event in events)
+    end = decode(OpenAIDecoder(VLLM(TARGET)), [body + b"data: [DONE]\n\n"]).end
+    assert end is not None
+    assert [(call.id, call.name, call.arguments) for call in end.tool_calls] == [
+        ("a", "f", '{"x": 1}')
+    ]
+
+
+@pytest.mark.parametrize("name", ["kv_cache_usage_perc", "gpu_cache_usage_perc"])
+def test_the_gauge_of_the_cache_by_both_names(name: str) -> None:
+    """vllm/v1/metrics/loggers.py; the second is the older one. Two engines are averaged."""
+    text = f'vllm:{name}{{engine="0"}} 0.5\nvllm:{name}{{engine="1"}} 0.3\n'
+    told = Answer(status=200, headers={}, body=text.encode())
+    assert play(VLLM(TARGET).load_state(), {"GET /metrics": told}).kv_cache_usage == 0.4
