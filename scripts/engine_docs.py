@@ -69,7 +69,8 @@ def evidence_table(shown: list[EngineProfile]) -> list[str]:
         lines.append(f"| {profile.name} | {held} recordings | {told} | {live} |")
     lines.append("")
     lines.append(
-        "The same request on all of them, answer by answer: [differences](differences.md).\n"
+        "The same request on all of them, answer by answer: [differences](differences.md). "
+        "LangChain's and LlamaIndex's suites on each: [standard suites](standard-suites.md).\n"
     )
     return lines
 

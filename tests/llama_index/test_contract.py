@@ -58,10 +58,10 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     if not isinstance(where, Where):
         with Server() as server:
             yield on_wire(where(server))
-    elif where.kind == "cassette":
+    elif where.kind != "live":
         with replayed(where, "chat") as (settings, _, player):
             yield Subject({**settings, "temperature": 0})
-            assert player.missed == [], "not on the cassette; record it anew"
+            assert player.missed == [], "nothing recorded answers this: record it anew"
     elif LIVE["url"]:
         if LIVE["scripted"] != "1":
             pytest.skip("exact expectations need the scripted weights on the server")
@@ -201,11 +201,13 @@ async def test_parallel_calls_and_only_one_of_them(subject: Subject) -> None:
     llm = subject.llm()
     both = llm.chat_with_tools(tools(), "CALLS", allow_parallel_tool_calls=True)
     calls = llm.get_tool_calls_from_response(both)
-    assert [(c.tool_name, c.tool_kwargs) for c in calls] == [
-        ("get_weather", {"city": "Oslo"}),
-        ("add", {"a": 2, "b": 3}),
-    ]
-    assert len({c.tool_id for c in calls}) == 2
+    wanted = [("get_weather", {"city": "Oslo"}), ("add", {"a": 2, "b": 3})]
+    engine = llm.client.engine
+    assert engine is not None
+    if engine.capability("parallel_tool_calls").support == "none":
+        wanted = wanted[:1]
+    assert [(c.tool_name, c.tool_kwargs) for c in calls] == wanted
+    assert len({c.tool_id for c in calls}) == len(wanted)
     one = await llm.achat_with_tools(tools(), "CALLS", allow_parallel_tool_calls=False)
     (call,) = llm.get_tool_calls_from_response(one)
     assert call.tool_kwargs == {"city": "Oslo"}

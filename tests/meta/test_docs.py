@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("script", ["engine_docs.py", "differences.py", "accuracy.py"])
+@pytest.mark.parametrize(
+    "script", ["engine_docs.py", "suites_docs.py", "differences.py", "accuracy.py"]
+)
 def test_a_generated_page_is_fresh(script):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / script), "--check"], capture_output=True, text=True

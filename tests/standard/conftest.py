@@ -20,11 +20,15 @@ import pytest
 
 from enginekit.facts.engine import Feature
 from enginekit.kit.client import Client
-from tests.cassettes.tape import Player
 from tests.contract.conftest import LIVE, Place, no_cached_facts, place
-from tests.standard.counting import pytest_runtest_makereport, pytest_terminal_summary
+from tests.standard.counting import (
+    COLLECTED,
+    collected,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 from tests.standard.marks import NO_EMBEDDINGS
-from tests.standard.places import Where, add_marks, places, replayed
+from tests.standard.places import Player, Where, add_marks, places, replayed
 from tests.support.models import scripted_gguf
 
 __all__ = [
@@ -47,7 +51,7 @@ class Served(Place):
     Attributes:
         lacking: features that it says it has not.
         other: the model that override tests name.
-        player: what plays the cassette, when it is one.
+        player: what answers in its place, when nobody answers now.
     """
 
     lacking: frozenset[Feature] = frozenset()
@@ -113,16 +117,18 @@ def embedding_suite(request: pytest.FixtureRequest) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def _all_is_on_the_tape(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A request that the cassette lacks fails its test, also where an error is expected."""
+    """A request that nothing recorded answers fails its test, also where an error is expected."""
     names = [name for name in ("suite", "embedding_suite") if name in request.fixturenames]
     players = [request.getfixturevalue(name).player for name in names]
     yield
     for player in filter(None, players):
         missed, player.missed[:] = list(player.missed), []
-        assert missed == [], "not on the cassette; record it anew"
+        assert missed == [], "nothing recorded answers this: record it anew"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = collected(items)
     add_marks(items)
 
 

@@ -33,9 +33,23 @@ REMOTE = bool(os.environ.get("ENGINEKIT_LIVE_URL"))
 Outcomes = dict[str, dict[str, dict[str, str]]]
 """By engine, suite and test: the outcome, and after a colon its reason."""
 
+COLLECTED = pytest.StashKey[dict[str, dict[str, set[str]]]]()
+"""Names by engine and suite, before -k and -m take tests away."""
+
 seen: Outcomes = {}
 counts: dict[tuple[str, str], Counter[str]] = {}
 reasons: dict[tuple[str, str], dict[str, str]] = {}
+
+
+def collected(items: list[pytest.Item]) -> dict[str, dict[str, set[str]]]:
+    """By engine and suite, the names of these tests."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for item in items:
+        where, suite = where_of(item), SUITES.get(item.path.name)
+        if where is not None and suite is not None:
+            names = found.setdefault(where.engine, {}).setdefault(suite, set())
+            names.add(_name(item, str(where)))
+    return found
 
 
 @cache

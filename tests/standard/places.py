@@ -1,4 +1,5 @@
-"""Where the suites run: a server that answers now, and the cassettes of those that answered.
+"""Where the suites run: a server that answers now, the cassettes of those that answered, and for
+MLC, whose server nobody can install here, recorded answers (`mlc.py`).
 
 By default the live one is llama.cpp, started here; ENGINEKIT_LIVE_URL (see
 `tests/contract/conftest.py`) names another, and then nothing is replayed.
@@ -10,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pytest
 
-from tests.cassettes.tape import STANDARD, Player, playing
+from tests.cassettes.tape import STANDARD, playing
 from tests.contract.conftest import LIVE
+from tests.standard import mlc
 from tests.standard.marks import mark_of
 
 
@@ -23,7 +25,7 @@ from tests.standard.marks import mark_of
 class Where:
     """One engine, and what stands for it."""
 
-    kind: Literal["live", "cassette"]
+    kind: Literal["live", "cassette", "recordings"]
     engine: str
 
     def __str__(self) -> str:
@@ -35,22 +37,38 @@ class Where:
 
 
 def places(suite: str) -> list[Where]:
-    """The live server first, then the cassettes by name."""
+    """The live server first, then the cassettes by name, then MLC."""
     live = Where("live", LIVE["engine"] or "llamacpp")
     if LIVE["url"]:
         return [live]
     suffix = "" if suite == "chat" else f"-{suite}"
     found = sorted(STANDARD.glob("*.yaml"))
     names = [path.stem.removesuffix(suffix) for path in found if path.stem.endswith(suffix)]
-    return [live, *(Where("cassette", name) for name in names if "-" not in name)]
+    cassettes = [Where("cassette", name) for name in names if "-" not in name]
+    return [live, *cassettes, Where("recordings", "mlc")]
+
+
+class Player(Protocol):
+    """What answers in a server's place.
+
+    Attributes:
+        missed: requests that it has no answer for, since the last look.
+    """
+
+    missed: list[str]
 
 
 @contextmanager
 def replayed(where: Where, suite: str) -> Iterator[tuple[dict[str, Any], str, Player]]:
-    """Settings that lead to the played cassette, the other model's name, and the player."""
+    """Settings that lead to what is replayed, the other model's name, and the player."""
+    settings: dict[str, Any] = {"engine": where.engine}
+    if where.kind == "recordings":
+        with mlc.answering() as (url, answers):
+            yield {**settings, "base_url": url, "model": mlc.MODEL}, "other", answers
+        return
     with playing(where.path(suite)) as (url, player):
         told = player.tape.recorded
-        settings = {"engine": where.engine, "base_url": url, "model": told["model"]}
+        settings |= {"base_url": url, "model": told["model"]}
         yield settings, told.get("other", told["model"]), player
 
 
