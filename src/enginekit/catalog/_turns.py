@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from enginekit.catalog._lock import FileLock
-from enginekit.catalog.download import Progress, step
+from enginekit.catalog.download import Progress, human, step
+from enginekit.errors import DownloadError
 
 
 class OnlyOne:
@@ -20,8 +21,15 @@ class OnlyOne:
         self._label = label
 
     def __enter__(self) -> None:
-        if self._lock.acquire(timeout=0.0):
-            return
+        try:
+            if self._lock.acquire(timeout=0.0):
+                return
+        except OSError as error:
+            raise DownloadError(
+                f"{self._label} ({human(self._size)}) cannot be kept in {self._lock.path.parent}: "
+                f"{error.strerror or error}",
+                hint="set ENGINEKIT_CACHE_DIR to a folder you can write to",
+            ) from error
         with step(self._progress, self._size, f"{self._label} (another process is fetching it)"):
             self._lock.acquire(waiting=self._waiting())
 

@@ -245,12 +245,21 @@ def parse(
     )
 
 
+_SMALLEST = 24
+"""Bytes of a GGUF with no metadata and no tensors: magic, version and two counts."""
+
+
 def _preamble(cursor: _Cursor) -> int:
+    if cursor.size is not None and cursor.size < _SMALLEST:
+        what = "empty" if cursor.size == 0 else f"only {cursor.size} bytes long"
+        cursor.fail("magic", f"not a GGUF file: it is {what}")
     cursor.need(8, "magic")
     magic = cursor.buffer[:4]
     if magic != b"GGUF":
         hint = {b"PK\x03\x04": " (a zip or PyTorch file)", b"ggml": " (GGML, before GGUF)"}
-        cursor.fail("magic", f"{magic!r} is not b'GGUF'{hint.get(magic, '')}")
+        cursor.fail(
+            "magic", f"not a GGUF file: it begins with {magic!r}, not b'GGUF'{hint.get(magic, '')}"
+        )
     cursor.at = 4
     version = cursor.number("version", wide=False)
     if version & 0xFFFF == 0:

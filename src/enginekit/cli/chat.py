@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 import sys
 from typing import Annotated, Any
 
@@ -10,15 +13,13 @@ from cyclopts import Parameter
 from enginekit.cli import errors
 from enginekit.cli.options import Connection
 from enginekit.cli.output import ProgressDisplay, print_json, stderr
-from enginekit.errors import EngineKitError
+from enginekit.errors import ConfigError, EngineKitError
 from enginekit.kit.client import Client
 from enginekit.types import UNSET, ChatRequest, Message, Sampling
 
 
 def chat(
-    prompt: str | None = None,
-    /,
-    *,
+    *prompt: str,
     connection: Connection | None = None,
     system: Annotated[str | None, Parameter(name=["--system", "-s"])] = None,
     temperature: float | None = None,
@@ -28,10 +29,12 @@ def chat(
 ) -> int:
     """Ask a model something. Without a prompt: read one from a pipe, or start a conversation.
 
+    With both, what came through the pipe goes before the prompt.
+
     Parameters
     ----------
     prompt
-        The question.
+        The question; several words need no quotes.
     system
         A system message.
     temperature
@@ -50,16 +53,18 @@ def chat(
         temperature=UNSET if temperature is None else temperature,
         max_tokens=UNSET if max_tokens is None else max_tokens,
     )
-    messages = [Message(role="system", content=system)] if system else []
+    messages = [Message(role="system", content=_text(system))] if system else []
     try:
-        if prompt is None and not sys.stdin.isatty():
-            prompt = sys.stdin.read().strip()
-        if prompt is None:
+        progress.start(None, "reading standard input")
+        piped = _piped(wanted=not prompt)
+        progress.finish()
+        if piped is None and not prompt:
             return _converse(client, messages, sampling, progress, receipt)
-        if not prompt:
-            errors.show_usage("there is nothing to ask: the prompt is empty")
+        question = "\n\n".join(part for part in (piped, _text(" ".join(prompt))) if part)
+        if not question:
+            errors.show_usage("there is nothing to ask: the prompt is empty", ["chat"])
             return errors.USAGE
-        messages.append(Message(role="user", content=prompt))
+        messages.append(Message(role="user", content=question))
         request = _request(messages, sampling)
         if json:
             _whole(client, request, progress)
@@ -69,6 +74,49 @@ def chat(
     finally:
         progress.finish()
         client.close()
+
+
+def _piped(*, wanted: bool) -> str | None:
+    """What comes through a pipe or from a file on standard input; None if there is neither.
+
+    Other kinds of input (`/dev/null`, a socket that a service manager left open) are read only if
+    they are all that can hold a prompt.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    if not wanted:
+        try:
+            kind = os.fstat(sys.stdin.fileno()).st_mode
+        except (OSError, ValueError):
+            return None
+        if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+            return None
+    raw = getattr(sys.stdin, "buffer", None)
+    return (sys.stdin.read() if raw is None else _decoded(raw.read())).strip()
+
+
+def _decoded(raw: bytes) -> str:
+    """Text in UTF-8, or in the locale's encoding."""
+    for encoding in ("utf-8-sig", sys.stdin.encoding):
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode(encoding)
+    raise ConfigError(f"what came through the pipe is not text in UTF-8 nor {sys.stdin.encoding}")
+
+
+def _text(word: str) -> str:
+    """A word of the command line; under a locale that is not UTF-8 its bytes come as surrogates."""
+    if word.isascii():
+        return word
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeEncodeError:
+        return word
+    except UnicodeDecodeError:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError("the prompt is not text in UTF-8") from None
+        return word
 
 
 def _request(messages: list[Message], sampling: Sampling) -> ChatRequest:
@@ -166,8 +214,8 @@ def _converse(
     route = client.route
     if route is not None:
         sys.stderr.write(
-            f"{route.engine.name} · {route.model or 'its own model'} · "
-            f"{route.engine.target.base_url}   (end with Ctrl-D)\n"
+            f"{route.engine.name}, {route.model or 'its own model'}, at "
+            f"{route.engine.target.base_url} (end with Ctrl-D)\n"
         )
     try:
         import readline  # noqa: F401 - gives input() line editing and history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
 from enginekit.errors import (
     BadRequest,
@@ -37,16 +38,30 @@ def show(error: BaseException) -> int:
         _write("(what came before it is on stdout)")
     if error.hint:
         _write(f"\nhint: {error.hint}")
+    _debug(error)
+    return USAGE if isinstance(error, ConfigError | MissingExtra | BadRequest) else FAILED
+
+
+def show_usage(message: str, command: Iterable[str] = ()) -> None:
+    """Print a wrong usage of a command."""
+    words = " ".join(("enginekit", *command))
+    _write(f"error: {message.strip()}\n\nhint: {words} --help")
+
+
+def show_system(error: OSError) -> int:
+    """Print what the operating system refused: a full disk under stdout, a folder not to be made."""
+    where = f"{error.filename}: " if error.filename else ""
+    _write(f"error: {where}{error.strerror or error}")
+    _debug(error)
+    return FAILED
+
+
+def _debug(error: BaseException) -> None:
+    """The traceback, for who asks."""
     if os.environ.get("ENGINEKIT_LOG", "").lower() == "debug":
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    return USAGE if isinstance(error, ConfigError | MissingExtra | BadRequest) else FAILED
-
-
-def show_usage(message: str) -> None:
-    """Print a wrong usage."""
-    _write(f"error: {message.strip()}\n\nhint: enginekit --help")
 
 
 def _write(text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -32,7 +32,13 @@ PLAIN_EVERY = 10.0
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    ascii_only = not is_unicode(sys.stdout)
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str) + "\n")
+
+
+def is_unicode(stream: TextIO) -> bool:
+    """Whether every character can be written to a stream."""
+    return (stream.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 class ProgressDisplay:
@@ -116,7 +122,7 @@ class ProgressDisplay:
 
     def _say(self) -> None:
         self._said = time.monotonic()
-        line = f"{self._label} …"
+        line = f"{self._label} ..."
         if self._total:
             line = f"{self._label}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
         sys.stderr.write(line + "\n")

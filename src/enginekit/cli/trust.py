@@ -19,8 +19,11 @@ def trust(origin: str | None = None, /) -> int:
         The address as the error message named it.
     """
     if origin is None:
-        for line in sorted(trusted_origins()):
+        origins = sorted(trusted_origins())
+        for line in origins:
             sys.stdout.write(line + "\n")
+        if not origins:
+            sys.stderr.write("no address is trusted yet\n")
         return 0
     if "://" not in origin:
         raise ConfigError(f"{origin!r} is not an origin; use http://host:port")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from enginekit import registry
 from enginekit.engine import Call, Engine, Gather, Operation, Target
-from enginekit.errors import EngineKitError
+from enginekit.errors import EngineKitError, EngineTimeout, Unreachable
 from enginekit.facts.engine import ServerFacts
 
 DEADLINE = 1.5
@@ -17,7 +17,8 @@ DEADLINE = 1.5
 class Found:
     """An address that was looked at, and what was there.
 
-    `engine` is None when nothing (or nothing known) answered; then `why` says what happened.
+    `engine` is None when nothing (or nothing known) answered; then `why` says what happened, and
+    `answered` whether there is a server of some kind.
     """
 
     url: str
@@ -25,6 +26,7 @@ class Found:
     engine: Engine | None = None
     facts: ServerFacts | None = None
     why: str = ""
+    answered: bool = False
 
 
 def identify(
@@ -48,11 +50,11 @@ def identify(
     try:
         yield Call(target=target, method="GET", path="/", framing="text", timeout=deadline)
     except EngineKitError as error:
-        return Found(url=target.base_url, asked=asked, why=str(error))
+        silent = isinstance(error, Unreachable | EngineTimeout)
+        return Found(url=target.base_url, asked=asked, why=str(error), answered=not silent)
     kinds = ", ".join(asked)
-    return Found(
-        url=target.base_url, asked=asked, why=f"something answers there but it is none of {kinds}"
-    )
+    why = f"something answers there but it is none of {kinds}"
+    return Found(url=target.base_url, asked=asked, why=why, answered=True)
 
 
 def discover(deadline: float = DEADLINE) -> Operation[list[Found]]:

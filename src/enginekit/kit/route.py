@@ -109,9 +109,7 @@ def resolve(
         if found.engine is None:
             raise NoEngine(
                 f"no engine recognised at {url.value} (from {url.where}): {found.why}",
-                hint="name the engine as well: ENGINEKIT_ENGINE=llamacpp (or "
-                + ", ".join(registry.names())
-                + ")",
+                hint=_name_it() if found.answered else _other_address(url),
                 tried=(f"{url.value} ({url.where})",),
             )
         return (
@@ -126,6 +124,15 @@ def resolve(
             )
         )
     return (yield from _whatever_runs(config, model, progress, budget, embeds))
+
+
+def _name_it() -> str:
+    names = ", ".join(name for name in registry.names() if name not in registry.LAUNCHED)
+    return f"name the engine as well: ENGINEKIT_ENGINE=NAME, one of {names}"
+
+
+def _other_address(url: Setting) -> str:
+    return f"start the server there, or correct {url.where}; `enginekit engines` shows what runs"
 
 
 def _whatever_runs(

@@ -69,9 +69,9 @@ def check(path: Path, *, installed: str | None = None) -> Header:
     try:
         header = gguf.read_file(path)
     except ModelFileError as error:
-        hint = _mistaken(path)
-        if hint is None:
+        if error.hint:
             raise
+        hint = _mistaken(path) or "the file is cut off or damaged: fetch it again"
         raise ModelFileError(error.message, hint=hint, field=error.field) from error
     if header.missing:
         raise ModelFileError(
