@@ -59,7 +59,12 @@ def recording(engine: str, case: str) -> Mapping[str, Any] | None:
 
 
 def engines() -> list[str]:
-    return [name for name in registry.names() if name not in registry.LAUNCHED]
+    """Engines of which a real server was run and recorded."""
+    return [
+        name
+        for name in registry.names()
+        if name not in registry.LAUNCHED and registry.engine_class(name).profile.tested
+    ]
 
 
 def cases() -> list[str]:

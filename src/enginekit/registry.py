@@ -29,6 +29,11 @@ _BUILTIN: Mapping[str, str] = MappingProxyType(
         "rayserve": "enginekit.engines.rayserve:RayServe",
         "tgi": "enginekit.engines.tgi:TGI",
         "mlc": "enginekit.engines.mlc:MLC",
+        "sglang": "enginekit.engines.sglang:SGLang",
+        "lmstudio": "enginekit.engines.lmstudio:LMStudio",
+        "lmdeploy": "enginekit.engines.lmdeploy:LMDeploy",
+        "mlxlm": "enginekit.engines.mlxlm:MLXLM",
+        "modelrunner": "enginekit.engines.modelrunner:ModelRunner",
     }
 )
 

@@ -17,7 +17,11 @@ from enginekit.types import ChatRequest, Message, Sampling, Tool
 from tests.engines.recordings import ROOT, Decoded, Recording, _made, decode
 
 SERVER = Target(base_url="http://server")
-ENGINES = [name for name in registry.names() if name not in registry.LAUNCHED]
+ALL = [name for name in registry.names() if name not in registry.LAUNCHED]
+ENGINES = [name for name in ALL if registry.engine_class(name).profile.tested]
+"""Engines of which a real server was run: of these, and only these, there are recordings."""
+ROWS = [name for name in ALL if name not in ENGINES]
+"""Engines that are known from their documentation only; `tests/engines/rows` is about them."""
 
 
 def engine_at(name: str, url: str = SERVER.base_url) -> Engine:

@@ -32,7 +32,7 @@ from enginekit.types import (
     Tool,
     ToolChoice,
 )
-from tests.contract.replayed import ENGINES, engine_at
+from tests.contract.replayed import ALL, engine_at
 from tests.support.server import Server, json_reply
 
 WEATHER = Tool(name="get_weather", parameters={"type": "object", "properties": {"city": {}}})
@@ -135,7 +135,7 @@ def test_every_feature_is_asked_for_here():
 def features(*supports: str) -> list[tuple[str, str]]:
     return [
         (name, feature)
-        for name in ENGINES
+        for name in ALL
         for feature in get_args(Feature)
         if engine_at(name).profile.capability(feature).support in supports
         and feature not in (*BY_PROBE, *SOFT)

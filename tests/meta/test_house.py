@@ -106,7 +106,7 @@ def test_every_registered_engine_is_a_whole_engine(name):
     assert profile.name
     assert profile.title
     assert profile.wire
-    assert profile.tested, "say which server versions were seen running"
+    assert profile.tested or profile.sources, "say what was seen running, or what was read"
 
 
 def test_files_stay_small():

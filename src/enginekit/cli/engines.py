@@ -146,6 +146,9 @@ def _capabilities(name: str, profile: EngineProfile) -> None:
         sys.stdout.write(f"start it: {profile.start_command.format(model='MODEL')}\n")
     if profile.tested:
         sys.stdout.write(f"versions tested: {', '.join(profile.tested)}\n")
+    else:
+        sys.stdout.write("versions tested: none; documented, not run\n")
+        sys.stdout.write(f"read: {'; '.join(profile.sources)}\n")
     if profile.retired:
         sys.stdout.write(f"note: {profile.retired}\n")
     sys.stdout.write("\n")
@@ -167,6 +170,7 @@ def _capabilities_json(profile: EngineProfile) -> None:
             "wire": profile.wire,
             "default_url": profile.default_url or None,
             "tested": profile.tested,
+            "sources": profile.sources,
             "capabilities": {
                 feature: {"support": c.support, "evidence": c.evidence, "note": c.note}
                 for feature, c in profile.capabilities.items()

@@ -139,7 +139,8 @@ class ReplyDecoder(ABC):
         `repair` is the sentence for the receipt; token counts that had not come yet stay None.
         """
         self.early = True
-        self._finished.setdefault(0, reason)
+        if self._normalise(self._finished.get(0, "error")) == "error":
+            self._finished[0] = reason
         self._repairs.append(repair)
         out: list[Chunk] = []
         self._complete(out)
@@ -190,6 +191,9 @@ class ReplyDecoder(ABC):
     def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
         """Everything is there: append the chunk that carries `end`."""
         raw = self._finished.get(0, "stop")
+        if self._badly and self._normalise(raw) == "error":
+            self.failure = self._truncated(f"the server ended the reply with finish reason {raw!r}")
+            return
         if lost and self._wants_usage and self._usage is None:
             self._repairs.append(USAGE_LOST)
         reason = self._normalise(raw)
@@ -210,6 +214,9 @@ class ReplyDecoder(ABC):
         )
         out.append(Chunk(end=end))
         self.done = True
+
+    _badly = True
+    """Whether a finish reason of `error` or `abort` means that the reply is no answer."""
 
     def _normalise(self, raw: str) -> FinishReason:
         """The engine's finish reason in our vocabulary."""
@@ -291,7 +298,11 @@ _FINISH: dict[str, FinishReason] = {
     "content_filter": "content_filter",
     "abort": "error",
     "preempt": "error",
+    "aborted": "error",
+    "cancelled": "error",
     "error": "error",
+    "parse_error": "error",
+    "timeout": "error",
     "repetition": "length",
 }
 

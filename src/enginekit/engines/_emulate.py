@@ -261,6 +261,21 @@ class LiftedCall(Wrapper):
         )
 
 
+class LiftedAnswer(LiftedCall):
+    """One of several texts, taken out of the JSON object that the schema made of it."""
+
+    def _bad(self, end: End) -> None:
+        text = "".join(self._all)
+        self.failure = BadOutput(
+            f"{self._engine.name} at {self._engine.target.base_url}: one of the choices was asked "
+            f"for, and this came: {text[:200]!r}",
+            hint="raise max_tokens" if end.finish_reason == "length" else "use a stronger model",
+            engine=self._engine.name,
+            url=self._engine.target.base_url,
+            partial=text,
+        )
+
+
 class LiftedString(Wrapper):
     """Text of choice 0 that is one JSON string, without its quotes and escapes.
 

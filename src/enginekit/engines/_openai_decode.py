@@ -14,6 +14,7 @@ from typing import Any, Final
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.engines._required import bad_output
 from enginekit.errors import MalformedReply
 from enginekit.types import Chunk, Timings, TokenLogprob, ToolCallDelta, Usage
 
@@ -98,6 +99,9 @@ class OpenAIDecoder(ReplyDecoder):
                         continue
                 self._take(event, payload, out)
             except NONSENSE as error:
+                if payload.strip() == DONE:
+                    self._done_mark(out)
+                    return out
                 self._nonsense(payload, error)
             if self.failure is not None:
                 break
@@ -115,9 +119,22 @@ class OpenAIDecoder(ReplyDecoder):
         else:
             self.failure = self._truncated("the stream ended with [DONE] and no finish reason")
 
+    def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
+        """A reply that says it is a call and holds nothing at all is bad output, not an answer."""
+        called = self._finished.get(0) in ("tool_calls", "function_call")
+        if called and not self._calls and not any(self._texts):
+            self.failure = bad_output(
+                self._engine,
+                "the reply ended with finish reason tool_calls, but no call came",
+                hint="what the model wrote was no call its server could read: use a stronger model",
+                partial="".join(self._reasonings),
+            )
+            return
+        super()._complete(out, lost=lost)
+
     def _take(self, event: Mapping[str, Any], payload: bytes, out: list[Chunk]) -> None:
         """Read one whole event by the long road."""
-        if event.get("error"):
+        if event.get("error") or event.get("object") == "error":
             self._refused(payload)
             return
         if usage := event.get("usage"):
@@ -133,12 +150,21 @@ class OpenAIDecoder(ReplyDecoder):
             self._fingerprint = fingerprint
         if metrics := event.get("metrics"):
             self._extra["metrics"] = metrics
-        for choice in event["choices"]:
+        for choice in event.get("choices") or self._no_choices(event):
             self._choice(choice, out)
 
+    def _no_choices(self, event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """An event without choices brings something else; one that calls itself a piece of the
+        reply and brings nothing at all is no event of this protocol. Raises KeyError for it."""
+        empty = "choices" not in event and not event.get("usage")
+        if empty and str(event.get("object") or "").endswith((".chunk", "completion")):
+            raise KeyError("choices")
+        return ()
+
     def _choice(self, choice: Mapping[str, Any], out: list[Chunk]) -> None:
-        index = choice.get("index") or 0
-        body = choice.get("delta") or choice.get("message") or {}
+        index = int(choice.get("index") or 0)
+        # A stream's last event may repeat the whole message beside its empty delta.
+        body = (choice["delta"] if "delta" in choice else choice.get("message")) or {}
         text = _text(body.get("content") or choice.get("text") or "")
         reasoning = (
             body.get("reasoning_content") or body.get("reasoning") or body.get("thinking") or ""
@@ -148,7 +174,7 @@ class OpenAIDecoder(ReplyDecoder):
                 self._texts.append(text)
             if reasoning:
                 self._reasonings.append(reasoning)
-        calls = self._calls_in(body.get("tool_calls") or (), index)
+        calls = self._calls_in(_pieces(body), index)
         found = choice.get("logprobs")
         logprobs = read_logprobs(found) if found else None
         if text or reasoning or calls or logprobs:
@@ -172,16 +198,22 @@ class OpenAIDecoder(ReplyDecoder):
                 arguments = ""
             elif not isinstance(arguments, str):
                 arguments = json.dumps(arguments, ensure_ascii=False)
-            index = piece.get("index")
-            deltas.append(
-                self._delta(
-                    place if index is None else index,
-                    piece.get("id"),
-                    function.get("name"),
-                    arguments,
-                )
-            )
+            call = None if piece.get("id") is None else str(piece["id"])
+            name, index = function.get("name"), piece.get("index")
+            if index is None:
+                index = place if len(pieces) > 1 else self._place_of(call, name)
+            deltas.append(self._delta(int(index), call, name, arguments))
         return tuple(deltas)
+
+    def _place_of(self, call: str | None, name: str | None) -> int:
+        """The place of a piece without index: the call it names again, a new one, else the last."""
+        last = max(self._calls, default=-1)
+        if last < 0:
+            return 0
+        if call:
+            known = (place for place, one in self._calls.items() if one.id == call)
+            return next(known, last + 1)
+        return last + 1 if name else last
 
 
 class OpenAIWholeDecoder(OpenAIDecoder):
@@ -208,6 +240,10 @@ class OpenAIWholeDecoder(OpenAIDecoder):
             frames=Whole(),
         )
 
+    def _no_choices(self, event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """A whole reply has choices. Raises KeyError when the key lacks."""
+        return event["choices"] or ()
+
     def feed(self, data: bytes) -> list[Chunk]:
         """Nothing: the document is complete at the end of the body."""
         try:
@@ -226,7 +262,7 @@ class OpenAIWholeDecoder(OpenAIDecoder):
             self.failure = self._truncated("the reply was empty")
             return out
         self._read(body, out)
-        if self.failure is None:
+        if self.failure is None and not self.done:
             if self._terminal:
                 self._complete(out)
             else:
@@ -234,9 +270,19 @@ class OpenAIWholeDecoder(OpenAIDecoder):
         return out if self.failure is None else []
 
 
+def _pieces(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The tool calls of a message or delta; the older single `function_call` counts as one."""
+    if calls := body.get("tool_calls"):
+        return [call for call in calls if call]
+    if function := body.get("function_call"):
+        return [{"index": 0, "function": function}]
+    return ()
+
+
 def _has_more(delta: Mapping[str, Any]) -> bool:
     return bool(
         delta.get("tool_calls")
+        or delta.get("function_call")
         or delta.get("reasoning_content")
         or delta.get("reasoning")
         or delta.get("thinking")
@@ -246,21 +292,21 @@ def _has_more(delta: Mapping[str, Any]) -> bool:
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content)
+    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
 
 def read_usage(usage: Mapping[str, Any]) -> Usage:
     """Token counts of an OpenAI `usage` object, with the details where they are given."""
-    prompt = usage.get("prompt_tokens") or 0
-    completion = usage.get("completion_tokens") or 0
-    prompt_details = usage.get("prompt_tokens_details") or {}
-    completion_details = usage.get("completion_tokens_details") or {}
+    prompt = int(usage.get("prompt_tokens") or 0)
+    completion = int(usage.get("completion_tokens") or 0)
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
     return Usage(
         prompt,
         completion,
-        usage.get("total_tokens") or prompt + completion,
-        prompt_details.get("cached_tokens"),
-        completion_details.get("reasoning_tokens"),
+        int(usage.get("total_tokens") or prompt + completion),
+        None if cached is None else int(cached),
+        None if thought is None else int(thought),
     )
 
 

@@ -181,6 +181,18 @@ class Draft:
             self.refuse(field, note, case=case)
         self.enter(field, "omitted", case=case, note=note)
 
+    def adapter(self, name: str) -> None:
+        """An adapter that is a model of its own name: it takes the model's place in the body."""
+        base, self.body["model"] = self.body["model"], name
+        entries = self.receipt.entries
+        entries[:] = [
+            entry._replace(outcome="translated", note=f"the adapter's name stands for {base}")
+            if entry.field == "model"
+            else entry
+            for entry in entries
+        ]
+        self.enter("lora", "translated", also="model", note="an adapter is a model of its own")
+
     def refuse(self, field: str, why: str, *, case: str = "", hint: str = "") -> NoReturn:
         """Raise Unsupported for `field`, before anything has been sent."""
         name = field.rpartition(".")[2]

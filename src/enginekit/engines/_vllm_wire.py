@@ -367,12 +367,4 @@ class VLLMRequests(OpenAIEngine):
         """An adapter is a model of its own name."""
         if not isinstance(value, str):
             draft.refuse("lora", "an adapter is chosen by its name, and has no scale")
-        base, draft.body["model"] = draft.body["model"], value
-        entries = draft.receipt.entries
-        entries[:] = [
-            entry._replace(outcome="translated", note=f"the adapter's name stands for {base}")
-            if entry.field == "model"
-            else entry
-            for entry in entries
-        ]
-        draft.enter("lora", "translated", also="model", note="an adapter is a model of its own")
+        draft.adapter(value)

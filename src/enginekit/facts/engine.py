@@ -93,7 +93,10 @@ class EngineProfile:
         sizing: name of the policy in `enginekit.sizing.policy`; empty: the one `memory` implies.
         weight_formats: `gguf`, `safetensors`, `mlc`.
         model_id: which form of a model name it wants: `any`, `served`, `tag`, `hub`.
-        tested: server versions seen running, oldest first.
+        tested: server versions seen running, oldest first; empty for an engine that is known from
+            its documentation only.
+        sources: what was read of it, with its version; wanted where nothing was `tested`.
+        imitates: engines whose routes such a server answers as well; it is the one that is meant.
         start_command: a command line that starts a server, with `{model}` in it.
         starts_itself: enginekit starts this engine in a child process when nothing is configured.
         retired: one sentence when upstream has retired the engine, else "".
@@ -114,6 +117,8 @@ class EngineProfile:
     weight_formats: tuple[str, ...] = ()
     model_id: Literal["any", "served", "tag", "hub"] = "served"
     tested: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    imitates: frozenset[str] = frozenset()
     start_command: str = ""
     starts_itself: bool = False
     retired: str = ""

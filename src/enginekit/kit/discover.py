@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from enginekit import registry
@@ -38,15 +39,15 @@ def identify(
     answers = yield Gather(
         operations=tuple(cls.recognise(target) for cls in classes), deadline=deadline
     )
-    for cls, answer in zip(classes, answers, strict=True):
-        if answer is True:
-            engine = cls(target)
-            try:
-                facts = yield from engine.probe()
-            except EngineKitError as error:
-                return Found(url=target.base_url, asked=asked, engine=engine, why=str(error))
-            engine.facts = facts
-            return Found(url=target.base_url, asked=asked, engine=engine, facts=facts)
+    cls = meant([cls for cls, yes in zip(classes, answers, strict=True) if yes is True])
+    if cls is not None:
+        engine = cls(target)
+        try:
+            facts = yield from engine.probe()
+        except EngineKitError as error:
+            return Found(url=target.base_url, asked=asked, engine=engine, why=str(error))
+        engine.facts = facts
+        return Found(url=target.base_url, asked=asked, engine=engine, facts=facts)
     try:
         yield Call(target=target, method="GET", path="/", framing="text", timeout=deadline)
     except EngineKitError as error:
@@ -55,6 +56,14 @@ def identify(
     kinds = ", ".join(asked)
     why = f"something answers there but it is none of {kinds}"
     return Found(url=target.base_url, asked=asked, why=why, answered=True)
+
+
+def meant(said_yes: Sequence[type[Engine]]) -> type[Engine] | None:
+    """The engine that answers, of those that recognised it: one that imitates others is meant."""
+    names = {cls.profile.name for cls in said_yes}
+    return next(
+        (cls for cls in said_yes if cls.profile.imitates & names), next(iter(said_yes), None)
+    )
 
 
 def discover(deadline: float = DEADLINE) -> Operation[list[Found]]:

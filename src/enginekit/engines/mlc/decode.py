@@ -9,7 +9,6 @@ from typing import Any
 
 from enginekit.engine import Engine
 from enginekit.engines._decoder import tool_call_id
-from enginekit.engines._emulate import LiftedCall
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.errors import BadOutput, ContextOverflow
@@ -48,6 +47,8 @@ class MLCDecoder(_Full):
 
 class MLCWholeDecoder(_Full, OpenAIWholeDecoder):
     """Plain replies: with tools, prose and cut answers have the finish reason `error`."""
+
+    _badly = False
 
     def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
         if self._finished.get(0) == "error" and "".join(self._texts) == INVALID:
@@ -249,18 +250,3 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), Mapping)
     except ValueError:
         return False
-
-
-class LiftedAnswer(LiftedCall):
-    """One of several texts, taken out of the JSON object that the schema made of it."""
-
-    def _bad(self, end: End) -> None:
-        text = "".join(self._all)
-        self.failure = BadOutput(
-            f"{self._engine.name} at {self._engine.target.base_url}: one of the choices was asked "
-            f"for, and this came: {text[:200]!r}",
-            hint="raise max_tokens" if end.finish_reason == "length" else "use a stronger model",
-            engine=self._engine.name,
-            url=self._engine.target.base_url,
-            partial=text,
-        )

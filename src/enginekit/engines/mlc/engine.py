@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
-from enginekit.engines._emulate import as_text
+from enginekit.engines._emulate import LiftedAnswer, as_text
 from enginekit.engines._fault import Case
 from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan
@@ -17,7 +17,6 @@ from enginekit.engines._params import Draft, Rule, Table
 from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Inner
 from enginekit.engines.mlc.decode import (
-    LiftedAnswer,
     MLCDecoder,
     MLCWholeDecoder,
     ObjectOnly,

@@ -55,7 +55,13 @@ class VLLM(VLLMRequests):
             value = parse_json(answer.body)
         except ValueError:
             return False
-        return isinstance(value, dict) and list(value) == ["version"]
+        if not isinstance(value, dict) or not isinstance(value.get("version"), str):
+            return False
+        if len(value) == 1:
+            return True
+        # A newer vLLM may tell more there, but so do other servers: an empty ping decides.
+        ping: Answer = yield cls(target).call("GET", "/ping")
+        return ping.ok and not ping.body.strip()
 
     def probe(self) -> Operation[ServerFacts]:
         """Read `/version` and `/v1/models`; with the option `probe_tools` try a tool, too."""
