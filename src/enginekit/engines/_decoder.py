@@ -191,7 +191,7 @@ class ReplyDecoder(ABC):
     def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
         """Everything is there: append the chunk that carries `end`."""
         raw = self._finished.get(0, "stop")
-        if self._badly and self._normalise(raw) == "error":
+        if self._breaks_off(raw):
             self.failure = self._truncated(f"the server ended the reply with finish reason {raw!r}")
             return
         if lost and self._wants_usage and self._usage is None:
@@ -215,8 +215,9 @@ class ReplyDecoder(ABC):
         out.append(Chunk(end=end))
         self.done = True
 
-    _badly = True
-    """Whether a finish reason of `error` or `abort` means that the reply is no answer."""
+    def _breaks_off(self, raw: str) -> bool:
+        """Whether this finish reason (`abort`, `error`, …) means that the reply is no answer."""
+        return self._normalise(raw) == "error"
 
     def _normalise(self, raw: str) -> FinishReason:
         """The engine's finish reason in our vocabulary."""

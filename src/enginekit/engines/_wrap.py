@@ -117,7 +117,9 @@ class Wrapper:
 class StopCutter(Wrapper):
     """Enforce stop strings on the text of choice 0; the stop text is never part of the answer.
 
-    Text that may be the beginning of a stop string is held back until that is settled.
+    Text that may be the beginning of a stop string is held back until that is settled. Of several,
+    the one that is complete first counts, as on a server that looks after each token; so it does
+    not matter how the text was cut into chunks.
     """
 
     def __init__(self, inner: Inner, stops: Sequence[str]) -> None:
@@ -131,9 +133,9 @@ class StopCutter(Wrapper):
             return
         text = self._held + chunk.text
         self._held = ""
-        found = [(at, -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            at, _, stop = min(found)
+            _, at, stop = min(found)
             self._emit(text[:at], chunk, out)
             self._stop("stop", f"cut at the stop string {stop!r} by enginekit", out, rest)
             return

@@ -147,9 +147,8 @@ def test_a_preempted_completion_is_no_whole_answer() -> None:
         MLCWholeDecoder(MLC(TARGET)), [json.dumps(text_event("San", "preempt")).encode()]
     )
     for decoded in (stream, plain):
-        assert decoded.end is not None
-        assert decoded.end.finish_reason == "error"
-        assert decoded.end.raw_finish_reason == "preempt"
+        assert isinstance(decoded.failure, StreamTruncated)
+        assert decoded.failure.partial == "San"
 
 
 def test_a_chat_that_cannot_be_written_breaks_off() -> None:

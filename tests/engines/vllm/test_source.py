@@ -14,7 +14,7 @@ import pytest
 from enginekit.engine import Answer, Target
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines.vllm import VLLM
-from enginekit.errors import (
+from enginekit.errors import StreamTruncated, (
     BadRequest,
     ContextOverflow,
     EngineFault,
@@ -132,13 +132,20 @@ def whole(message: dict[str, Any], reason: str | None, **more: Any) -> bytes:
 
 @pytest.mark.parametrize(
     ("reason", "told"),
-    [("stop", "stop"), ("length", "length"), ("abort", "error"), ("repetition", "length")],
+    [("stop", "stop"), ("length", "length"), ("repetition", "length")],
 )
 def test_every_finish_reason(reason: str, told: str) -> None:
     """`FINISH_REASON_STRINGS` of vllm/v1/engine/__init__.py; `error` becomes a 500."""
     end = decode(OpenAIWholeDecoder(VLLM(TARGET)), [whole({"content": "a"}, reason)]).end
     assert end is not None
     assert (end.finish_reason, end.raw_finish_reason) == (told, reason)
+
+
+def test_an_aborted_reply_is_no_answer() -> None:
+    """`abort` is a finish reason under HTTP 200: what came is a part, whoever aborted it."""
+    plain = decode(OpenAIWholeDecoder(VLLM(TARGET)), [whole({"content": "a"}, "abort")])
+    assert isinstance(plain.failure, StreamTruncated)
+    assert plain.failure.partial == "a"
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])

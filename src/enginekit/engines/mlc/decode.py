@@ -48,7 +48,8 @@ class MLCDecoder(_Full):
 class MLCWholeDecoder(_Full, OpenAIWholeDecoder):
     """Plain replies: with tools, prose and cut answers have the finish reason `error`."""
 
-    _badly = False
+    def _breaks_off(self, raw: str) -> bool:
+        return raw != "error" and super()._breaks_off(raw)
 
     def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
         if self._finished.get(0) == "error" and "".join(self._texts) == INVALID:
