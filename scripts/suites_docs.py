@@ -64,7 +64,7 @@ def table(stored: dict[str, dict[str, dict[str, str]]]) -> list[str]:
         "|---|---|" + "---|" * len(kinds) + "---|",
     ]
     for engine in registry.names():
-        if engine in registry.LAUNCHED:
+        if engine in registry.LAUNCHED or not registry.engine_class(engine).profile.tested:
             continue
         if engine not in stored:
             lines.append(f"| {engine} | none has run yet |  |  |  |  |  |")

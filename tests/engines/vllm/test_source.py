@@ -14,12 +14,13 @@ import pytest
 from enginekit.engine import Answer, Target
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines.vllm import VLLM
-from enginekit.errors import StreamTruncated, (
+from enginekit.errors import (
     BadRequest,
     ContextOverflow,
     EngineFault,
     ModelNotFound,
     Overloaded,
+    StreamTruncated,
     Unsupported,
 )
 from tests.engines.recordings import decode, play
