@@ -272,8 +272,14 @@ def test_a_schema_is_obeyed(client, ask):
     [("choice", ("red", "blue"), {"red", "blue"}), ("regex", "(yes|no)", {"yes", "no"})],
 )
 def test_choices_and_patterns_are_obeyed(client, ask, kind, value, allowed):
+    """Or the server did not constrain, which is an error with a hint that helps."""
+    constraint = Constraint(kind=kind, value=value)
     with if_lacking(client, kind):
-        reply = ask(client, chat("Hi.", constraint=Constraint(kind=kind, value=value)))
+        try:
+            reply = ask(client, chat("Hi.", constraint=constraint))
+        except BadOutput as error:
+            assert "reasoning=False" in (error.hint or "")  # noqa: PT017
+            reply = ask(client, chat("Hi.", constraint=constraint, reasoning=False))
     assert reply.text in allowed
 
 

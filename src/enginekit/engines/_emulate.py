@@ -128,6 +128,7 @@ class LiftedCall(Wrapper):
         names: the tools there are.
         turn: how many messages the request had, for the call's id.
         answer: whether a plain answer is allowed.
+        hint: what helps when the reply has no call.
 
     Sets `failure` to BadOutput when the reply has no call although one was required, among them
     `{}` and output that the token limit cut before the name was whole.
@@ -141,9 +142,11 @@ class LiftedCall(Wrapper):
         *,
         turn: int = 0,
         answer: bool = False,
+        hint: str = "use a stronger model or a simpler tool",
     ) -> None:
         super().__init__(inner)
         self._engine = engine
+        self._hint = hint
         self._names = names
         self._turn = turn
         self._answer = answer
@@ -254,7 +257,7 @@ class LiftedCall(Wrapper):
         self.failure = BadOutput(
             f"{self._engine.name} at {self._engine.target.base_url}: a tool call was required, "
             f"but {why}: {text[:200]!r}",
-            hint="raise max_tokens" if cut else "use a stronger model or a simpler tool",
+            hint="raise max_tokens" if cut else self._hint,
             engine=self._engine.name,
             url=self._engine.target.base_url,
             partial=text,
@@ -280,10 +283,30 @@ class LiftedString(Wrapper):
     """Text of choice 0 that is one JSON string, without its quotes and escapes.
 
     For servers that know a pattern only as a part of a JSON schema.
+
+    Args:
+        engine: named by the error.
+        choices: the texts allowed, where they are known.
+        hint: what helps when the server did not keep to the form.
+
+    Sets `failure` to BadOutput when the reply is no JSON string, or none of `choices`: a server
+    that does not apply the schema answers in prose under HTTP 200.
     """
 
-    def __init__(self, inner: Inner) -> None:
+    def __init__(
+        self,
+        inner: Inner,
+        engine: Engine,
+        *,
+        choices: Collection[str] = (),
+        hint: str = "use a stronger model",
+    ) -> None:
         super().__init__(inner)
+        self._engine = engine
+        self._choices = choices
+        self._hint = hint
+        self._all: list[str] = []
+        self._lifted: list[str] = []
         self._held = ""
         self._value = JsonCut()
 
@@ -291,16 +314,37 @@ class LiftedString(Wrapper):
         if chunk.index or not chunk.text:
             out.append(chunk)
             return
+        self._all.append(chunk.text)
         text = ""
         if not self._value.closed:
             self._held += chunk.text
+            if not self._lifted and self._held.strip() and self._held.lstrip()[0] != '"':
+                self._bad()
+                return
             text, self._held = self._value.string(self._held)
+            self._lifted.append(text)
         if text or chunk.reasoning or chunk.logprobs:
             out.append(Chunk(text, chunk.reasoning, logprobs=chunk.logprobs))
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
+        if end.finish_reason == "stop":
+            fits = not self._choices or "".join(self._lifted) in self._choices
+            if not self._value.closed or not fits:
+                self._bad()
+                return
         end.repairs = (*end.repairs, "the text was taken out of a JSON string")
         super()._end(chunk, end, out)
+
+    def _bad(self) -> None:
+        text = "".join(self._all)
+        self.failure = BadOutput(
+            f"{self._engine.name} at {self._engine.target.base_url} did not keep to the form that "
+            f"was asked for: {text[:200]!r}",
+            hint=self._hint,
+            engine=self._engine.name,
+            url=self._engine.target.base_url,
+            partial=text,
+        )
 
 
 class JsonCut:

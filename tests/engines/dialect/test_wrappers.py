@@ -279,7 +279,27 @@ def test_a_call_cut_by_the_token_limit() -> None:
 @given(cuts=cuts, value=st.text(max_size=20))
 def test_a_json_string_loses_its_quotes(value: str, cuts: list[int]) -> None:
     """What a pattern in a schema gives is a JSON string: the caller gets the text."""
-    assert stream(pieces_of(json.dumps(value), cuts), LiftedString).text == value
+    assert stream(pieces_of(json.dumps(value), cuts), string_of()).text == value
+
+
+def string_of(*choices: str) -> Wrap:
+    return lambda inner: LiftedString(inner, ENGINE, choices=choices, hint="do this")
+
+
+@given(cuts=cuts, text=st.sampled_from(["Hello there!", ' {"a": 1}', '"green"', '"re', ""]))
+def test_what_is_no_allowed_json_string_is_no_answer(text: str, cuts: list[int]) -> None:
+    """A server that does not apply the schema answers in prose: not one letter of it passes."""
+    decoded = stream(pieces_of(text, cuts), string_of("red", "blue"))
+    assert isinstance(decoded.failure, BadOutput)
+    assert decoded.failure.hint == "do this"
+    assert decoded.end is None
+    if not text.startswith('"'):
+        assert decoded.text == ""
+
+
+def test_a_choice_that_the_limit_cut_is_what_came() -> None:
+    """`length` says that it is not whole."""
+    assert stream(['"bl'], string_of("red", "blue"), finish="length").text == "bl"
 
 
 # ------------------------------------------------------------------------------------ schemas

@@ -250,6 +250,8 @@ def test_thirty_identical_tokens_are_told_from_a_swallowed_error():
 
 def test_a_word_repeated_less_often_is_no_repetition():
     assert repeats([" again"] * 30)
+    assert repeats([" ", "\n"] * 15)  # the server compares without the space around
+    assert repeats(["one" + " \n" * 15])
     assert not repeats([" again"] * 29)
     assert not repeats(["a", "b"] * 30)
     assert repeats(["one " + "ab" * 30])

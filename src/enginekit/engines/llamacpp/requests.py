@@ -158,7 +158,7 @@ class LlamaCppRequests(OpenAIEngine):
                 case="regex",
                 note="as the pattern of a JSON string, whose quotes are taken off the answer",
             )
-            plan.wraps.append(LiftedString)
+            plan.wraps.append(lambda inner: LiftedString(inner, self))
         else:
             super()._constrain(draft, constraint, plan)
 

@@ -21,6 +21,9 @@ from enginekit.types import Chunk, End, Timings, TokenLogprob, ToolCallDelta, Us
 REPEATS: Final = 30
 """Identical tokens in a row after which the server ends a reply without saying so."""
 
+STRAIGHT: Final = "switch thinking off for this request: reasoning=False"
+"""What makes Ollama apply `format` from the first token on a model that can think."""
+
 _NANO: Final = 1e-9
 _DURATIONS: Final = (
     "total_duration",
@@ -222,9 +225,10 @@ class KeepsForm(Wrapper):
     at once is not constrained at all. A reply that ended by itself and is not JSON is BadOutput.
     """
 
-    def __init__(self, inner: Inner, engine: Engine) -> None:
+    def __init__(self, inner: Inner, engine: Engine, *, hint: str = STRAIGHT) -> None:
         super().__init__(inner)
         self._engine = engine
+        self._hint = hint
         self._texts: list[str] = []
 
     def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Sequence[Chunk]) -> None:
@@ -238,7 +242,7 @@ class KeepsForm(Wrapper):
             self.failure = BadOutput(
                 f"{self._engine.name} at {self._engine.target.base_url} did not keep to the JSON "
                 f"form that was asked for: {text[:200]!r}",
-                hint="switch thinking off for this request: reasoning=False",
+                hint=self._hint,
                 engine=self._engine.name,
                 url=self._engine.target.base_url,
                 partial=text,
@@ -256,10 +260,15 @@ def _is_json(text: str) -> bool:
 
 
 def repeats(texts: Sequence[str]) -> bool:
-    """Whether a reply ends in `REPEATS` copies of one piece, streamed or in a single text."""
+    """Whether a reply ends in `REPEATS` copies of one piece, streamed or in a single text.
+
+    The server takes the space around a piece off before it compares: blank pieces are all alike.
+    """
     if len(texts) >= REPEATS:
-        return len(set(texts[-REPEATS:])) == 1
+        return len({text.strip() for text in texts[-REPEATS:]}) == 1
     text = "".join(texts)
+    if len(text) - len(text.rstrip()) >= REPEATS:
+        return True
     for size in range(1, len(text) // REPEATS + 1):
         if text.endswith(text[len(text) - size :] * REPEATS):
             return True

@@ -15,7 +15,7 @@ from enginekit.engines._emulate import LiftedCall, LiftedString, as_text, call_s
 from enginekit.engines._messages import add_instruction
 from enginekit.engines._params import Draft
 from enginekit.engines._wrap import FirstCallOnly, Inner
-from enginekit.engines.ollama.decode import KeepsForm
+from enginekit.engines.ollama.decode import STRAIGHT, KeepsForm
 from enginekit.engines.ollama.messages import ollama_tool
 from enginekit.engines.ollama.probe import ModelFacts
 from enginekit.types import UNSET, ChatRequest, Constraint, Message, Tool, ToolChoice
@@ -134,7 +134,10 @@ def _emulate(
         draft.enter("parallel_tool_calls", "emulated", note=note)
     names = frozenset(tool.name for tool in offered)
     turn = len(plan.messages)
-    plan.wraps.append(lambda inner: LiftedCall(inner, engine, names, turn=turn, answer=answer))
+    hint = STRAIGHT if plan.model.has("thinking") else "use a stronger model or a simpler tool"
+    plan.wraps.append(
+        lambda inner: LiftedCall(inner, engine, names, turn=turn, answer=answer, hint=hint)
+    )
 
 
 def _told(plan: Plan) -> tuple[Message, ...]:
@@ -151,27 +154,30 @@ def _told(plan: Plan) -> tuple[Message, ...]:
 def shape_text(engine: Engine, draft: Draft, constraint: Constraint, plan: Plan) -> None:
     """Constrain the text by `format`. Raises Unsupported for a grammar."""
     kind, value = constraint.kind, constraint.value
+    hint = STRAIGHT if plan.model.has("thinking") else "use a stronger model"
     if kind == "json":
         # A model with a Jinja template ignores "json" and answers in prose; a schema works on all.
         form: Any = "json" if plan.model.path == "rendered" else dict(_ANY_OBJECT)
         note = "as format" if form == "json" else "as a schema of any object"
         draft.enter("constraint", "translated", {"format": form}, case="json", note=note)
-        plan.wraps.append(lambda inner: KeepsForm(inner, engine))
+        plan.wraps.append(lambda inner: KeepsForm(inner, engine, hint=hint))
     elif kind == "json_schema":
         if not isinstance(value, Mapping):
             draft.invalid("constraint", f"needs a schema as a mapping, got {type(value).__name__}")
         draft.enter("constraint", "translated", {"format": value}, case=kind, note="as format")
-        plan.wraps.append(lambda inner: KeepsForm(inner, engine))
+        plan.wraps.append(lambda inner: KeepsForm(inner, engine, hint=hint))
     elif kind == "choice":
         schema = {"type": "string", "enum": list(value)}
         note = "as the enum of a JSON string, whose quotes enginekit takes off"
         draft.enter("constraint", "emulated", {"format": schema}, case=kind, note=note)
-        plan.wraps.append(LiftedString)
+        plan.wraps.append(
+            lambda inner: LiftedString(inner, engine, choices=tuple(value), hint=hint)
+        )
     elif kind == "regex":
         schema = {"type": "string", "pattern": _anchored(value)}
         note = "as the pattern of a JSON string, whose quotes enginekit takes off"
         draft.enter("constraint", "emulated", {"format": schema}, case=kind, note=note)
-        plan.wraps.append(LiftedString)
+        plan.wraps.append(lambda inner: LiftedString(inner, engine, hint=hint))
     else:
         draft.refuse("constraint", "it takes no grammar", case=kind, hint="use a JSON schema")
 
