@@ -84,7 +84,7 @@ def layers(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types over the whole package."""
-    install(session, "types", extras="langchain,llama-index,cli")
+    install(session, "types", extras="langchain,llama-index,cli,openai")
     session.run("mypy")
 
 
