@@ -103,9 +103,13 @@ class UnsupportedPlatform(EngineKitError):
 
 
 class NoEngine(EngineKitError):
-    """No engine could be found or started; the message lists what was tried, in order."""
+    """No engine could be found or started; the message lists what was tried, in order.
+
+    `errors` holds what each engine of a list said, where there is a list.
+    """
 
     tried: tuple[str, ...] = ()
+    errors: tuple[EngineKitError, ...] = ()
 
 
 class ModelFileError(EngineKitError, ValueError):

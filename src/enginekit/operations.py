@@ -123,8 +123,8 @@ def open_encoded(
             pause = min(0.1 + waited / 4, 2.0)
             if waited + pause > budgets.load:
                 raise EngineTimeout(
-                    f"{engine.name} at {engine.target.base_url} was still loading its model after "
-                    f"{budgets.load:g} s",
+                    f"{engine.name} at {engine.target.base_url} was still loading its model"
+                    + (f" after {budgets.load:g} s" if budgets.load else ""),
                     hint="raise the load budget: timeout={'load': 1800}",
                     engine=engine.name,
                     url=engine.target.base_url,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from enginekit.engine import Budgets, Call, Encoded, Engine, Open, Sleep, Target
@@ -160,38 +162,105 @@ def test_wait_ready_takes_refused_for_not_yet(engine):
     assert all(isinstance(effect, Sleep | Call) for effect in script.asked)
 
 
-def test_fallback_takes_the_first_that_answers_and_says_who_was_passed_over():
-    class Stream:
-        receipt = Receipt(engine="second")
+class Stream:
+    def __init__(self, name):
+        self.receipt = Receipt(engine=name)
 
-    def open_on(number):
-        if number == 0:
-            raise Unreachable("refused", engine="first")
-        return Stream()
+
+def engines(**outcomes):
+    """Engines by name, each with what its turns bring; also who was asked and how patiently."""
+    names = list(outcomes)
+    asked = []
+
+    def open_on(number, patient):
+        asked.append((names[number], patient))
+        outcome = outcomes[names[number]].pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
         yield
 
-    script = Script(open_first(2, open_on))
-    assert script.result.receipt.notes == ["passed over first: refused"]
+    return open_first(names, open_on), asked
+
+
+def test_fallback_takes_the_first_that_answers_and_says_who_was_passed_over():
+    operation, asked = engines(one=[Unreachable("refused")], two=[Stream("two")])
+    receipt = Script(operation).result.receipt
+    assert receipt.passed_over == ["one: refused"]
+    assert receipt.notes == ["passed over one: refused"]
+    assert receipt.to_dict()["passed_over"] == ["one: refused"]
+    # Only the last one is worth a retry or a wait.
+    assert asked == [("one", False), ("two", True)]
 
 
 def test_fallback_does_not_hide_a_wrong_request():
-    def open_on(number):
-        raise ContextOverflow("too long")
-        yield
+    operation, asked = engines(one=[Unreachable("gone")], two=[BadRequest("bad")], three=[])
+    with pytest.raises(BadRequest) as caught:
+        Script(operation)
+    assert caught.value.__notes__ == ["passed over before: one: gone"]
+    assert len(asked) == 2
 
-    with pytest.raises(ContextOverflow):
-        Script(open_first(2, open_on))
+
+def test_another_engine_may_have_more_room():
+    operation, _ = engines(
+        one=[ContextOverflow("long", limit=9, requested=10)], two=[Stream("two")]
+    )
+    assert Script(operation).result.receipt.passed_over == ["one: long"]
+
+
+def test_when_room_is_all_that_lacks_the_error_says_so():
+    said = [ContextOverflow("long", limit=9, requested=20), ContextOverflow("long too", limit=12)]
+    for third in (ContextOverflow("as well"), Unreachable("gone"), Unsupported("cannot")):
+        operation, _ = engines(one=[said[0]], two=[said[1]], three=[third])
+        with pytest.raises(ContextOverflow) as caught:
+            Script(operation)
+        assert (caught.value.limit, caught.value.requested) == (12, 20)
+        assert "1. one: long\n  2. two: long too\n  3. three" in str(caught.value)
+
+
+def test_what_no_engine_can_is_unsupported():
+    operation, _ = engines(
+        one=[Unsupported("no", feature="images")], two=[Unsupported("nor", feature="images")]
+    )
+    with pytest.raises(Unsupported) as caught:
+        Script(operation)
+    assert caught.value.feature == "images"
+    assert caught.value.__cause__.message == "nor"
 
 
 def test_fallback_that_finds_nobody_lists_all():
-    def open_on(number):
-        raise Unreachable(f"refused {number}", hint="start it")
-        yield
-
+    operation, _ = engines(
+        one=[Unreachable("refused", hint="no")], two=[Overloaded("full", hint="wait")]
+    )
     with pytest.raises(NoEngine) as caught:
-        Script(open_first(2, open_on))
-    assert caught.value.tried == ("engine 1: refused 0", "engine 2: refused 1")
-    assert caught.value.hint == "start it"
+        Script(operation)
+    assert caught.value.tried == ("one: refused", "two: full")
+    assert [type(error) for error in caught.value.errors] == [Unreachable, Overloaded]
+    assert caught.value.hint == "wait"
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.tried == caught.value.tried
+
+
+def test_a_server_that_loads_is_waited_for_only_when_nobody_else_can():
+    operation, asked = engines(one=[EngineLoading("loading")], two=[Stream("two")])
+    assert Script(operation).result.receipt.engine == "two"
+    assert asked == [("one", False), ("two", False)]
+    loads = EngineTimeout("still loading", phase="load")
+    operation, asked = engines(one=[loads, Stream("one")], two=[Unreachable("gone")])
+    receipt = Script(operation).result.receipt
+    assert (receipt.engine, receipt.passed_over) == ("one", ["two: gone"])
+    assert asked == [("one", False), ("two", False), ("one", True)]
+
+
+def test_a_server_that_never_finishes_loading_is_named_once():
+    operation, asked = engines(
+        one=[EngineLoading("loading"), EngineTimeout("600 s", phase="load")],
+        two=[EngineTimeout("loading too", phase="load"), Unreachable("died")],
+    )
+    with pytest.raises(NoEngine) as caught:
+        Script(operation)
+    assert caught.value.tried == ("one: 600 s", "two: died")
+    assert len(asked) == 4
 
 
 def test_folding_joins_text_and_keeps_alternatives_apart():

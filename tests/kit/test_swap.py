@@ -17,7 +17,7 @@ import pytest
 
 from enginekit.engine import Target
 from enginekit.engines.ollama import Ollama
-from enginekit.errors import NoEngine, UntrustedOrigin
+from enginekit.errors import ConfigError, NoEngine, UntrustedOrigin
 from enginekit.kit import embedded
 from enginekit.kit.client import Client
 from enginekit.kit.discover import Found
@@ -171,6 +171,13 @@ def test_fallback_takes_the_next_engine_and_says_why(monkeypatch):
         reply = client.chat(REQUEST)
     assert reply.receipt.engine == "ollama"
     assert any("passed over" in note and "vllm" in note for note in reply.receipt.notes)
+
+
+def test_another_async_framework_is_told_what_to_do_instead():
+    call = Client({"engine": "vllm", "model": "m"}).achat(REQUEST)
+    with pytest.raises(ConfigError, match="no asyncio event loop") as caught:
+        call.send(None)  # as trio would
+    assert "trio.to_thread" in caught.value.hint
 
 
 def test_a_used_client_can_be_pickled():

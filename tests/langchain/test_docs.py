@@ -34,7 +34,9 @@ def test_the_programs_of_the_page_run(
     assert "did you mean 'context_window'" in said
     assert names["person"].name == "Ann"
     assert names["reply"].tool_calls[0]["args"] == {"city": "Rome"}
-    assert names["model"].profile["max_input_tokens"] == 2048
+    facts = place.client().connect()
+    assert facts is not None
+    assert names["model"].profile["max_input_tokens"] == facts.context_window
     assert "own tokenizer" in said
 
 

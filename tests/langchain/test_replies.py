@@ -121,6 +121,12 @@ def test_the_receipt_is_grouped_by_outcome_and_json_able() -> None:
     }
 
 
+def test_what_enginekit_itself_needs_on_the_wire_is_told_apart() -> None:
+    made = Receipt(engine="x")
+    made.entries.append(Entry("-", "sent", "x.stream", "stream"))
+    assert compact_receipt(made) == {"engine": "x", "url": "", "sent": [], "added": ["stream"]}
+
+
 def test_broken_arguments_are_an_invalid_call_and_never_an_empty_one() -> None:
     good = ToolCall(id="c1", name="add", arguments='{"a": 1}')
     empty = ToolCall(id="c2", name="now", arguments="")

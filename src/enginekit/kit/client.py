@@ -8,32 +8,19 @@ copied and pickled; sockets live in the drivers, not here.
 from __future__ import annotations
 
 import asyncio
-import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from enginekit import config as configuration
-from enginekit import registry
-from enginekit.config import Config
-from enginekit.engine import Budgets, Engine, Operation, Sleep
-from enginekit.errors import (
-    ConfigError,
-    ContextOverflow,
-    EngineError,
-    EngineKitError,
-    NoEngine,
-    Unreachable,
-    Unsupported,
-)
+from enginekit.engine import Engine, Operation
+from enginekit.errors import ConfigError, NoEngine
 from enginekit.facts.engine import Load, ModelCard, ServerFacts
-from enginekit.fallback import open_first
-from enginekit.kit import embedded, images
+from enginekit.kit import embedded
+from enginekit.kit.calls import DEFAULT_RETRIES, Calls
 from enginekit.kit.describe import Description, describe
 from enginekit.kit.known import Known, look
-from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve, roomier
-from enginekit.operations import Folder, open_reply
+from enginekit.kit.route import Route
+from enginekit.operations import Folder
 from enginekit.types import (
     ChatRequest,
     CompletionRequest,
@@ -50,10 +37,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-DEFAULT_RETRIES = 2
 
-
-class Client:
+class Client(Calls):
     """Talks to whatever engine the settings say.
 
     Args:
@@ -84,16 +69,6 @@ class Client:
         self._progress = progress
         self._start_empty()
 
-    def _start_empty(self) -> None:
-        self._config: Config | None = None
-        self._routes: list[Route | None] = []
-        self._names: list[str | None] = []
-        self._budgets: Budgets | None = None
-        self._retries = DEFAULT_RETRIES
-        self._looked = False
-        self._lock = threading.Lock()
-        self._loop_locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
-
     # -- copying: a copy finds its own way to the engine -----------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
@@ -110,25 +85,6 @@ class Client:
     def settings(self) -> Mapping[str, Any]:
         """The arguments this client was built with."""
         return self._settings
-
-    @property
-    def config(self) -> Config:
-        """All layers of settings; files are read on first use."""
-        if self._config is None:
-            self._config = configuration.load(self._settings, where=self._where)
-        return self._config
-
-    @property
-    def budgets(self) -> Budgets:
-        """How long each wait may take."""
-        if self._budgets is None:
-            try:
-                self._budgets = Budgets.of(self.config.value("timeout"))
-            except ValueError as error:
-                setting = self.config.find("timeout")
-                place = setting.where if setting else "timeout"
-                raise ConfigError(f"{place}: {error}") from error
-        return self._budgets
 
     @property
     def route(self) -> Route | None:
@@ -199,23 +155,30 @@ class Client:
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt after the chat template, by the engine's own tokenizer."""
-        return self._run(self._count(request))
+        return self._run(self._count(request))[0]
+
+    def count_by(self, what: str | ChatRequest) -> tuple[int, str]:
+        """Tokens of a text, or of a prompt after the chat template, and which engine counted."""
+        if not isinstance(what, str):
+            return self._run(self._count(what))
+        ids, engine = self._run(self._ids(what, None))
+        return len(ids), engine
 
     def tokenize(self, text: str, *, model: str | None = None) -> tuple[int, ...]:
         """Token ids of a text, by the engine's own tokenizer."""
-        return self._run(self._on_engine(lambda e, m: e.tokenize(text, model=m), model))
+        return self._run(self._ids(text, model))[0]
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """Text of token ids."""
-        return self._run(self._on_engine(lambda e, m: e.detokenize(tokens, model=m), model))
+        return self._run(self._on_engine(lambda e, m: e.detokenize(tokens, model=m), model))[0]
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models the server lists."""
-        return self._run(self._on_engine(lambda e, _: e.models()))
+        return self._run(self._on_engine(lambda e, _: e.models()))[0]
 
     def load_state(self) -> Load:
         """Queue depth, running requests and cache use of the server."""
-        return self._run(self._on_engine(lambda e, _: e.load_state()))
+        return self._run(self._on_engine(lambda e, _: e.load_state()))[0]
 
     def run(self, operation: Operation[_T]) -> _T:
         """Run any operation on the blocking driver, without resolving an engine first."""
@@ -261,15 +224,15 @@ class Client:
 
     async def acount_tokens(self, request: ChatRequest) -> int:
         """As `count_tokens`."""
-        return await self._arun(self._count(request))
+        return (await self._arun(self._count(request)))[0]
 
     async def atokenize(self, text: str, *, model: str | None = None) -> tuple[int, ...]:
         """As `tokenize`."""
-        return await self._arun(self._on_engine(lambda e, m: e.tokenize(text, model=m), model))
+        return (await self._arun(self._ids(text, model)))[0]
 
     async def amodels(self) -> tuple[ModelCard, ...]:
         """As `models`."""
-        return await self._arun(self._on_engine(lambda e, _: e.models()))
+        return (await self._arun(self._on_engine(lambda e, _: e.models())))[0]
 
     async def arun(self, operation: Operation[_T]) -> _T:
         """As `run`, on the async driver."""
@@ -288,6 +251,14 @@ class Client:
         return result
 
     async def _arun(self, operation: Operation[_T]) -> _T:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError as error:
+            raise ConfigError(
+                "async calls run on asyncio, and no asyncio event loop is running here",
+                hint="under trio call the blocking method in a thread: "
+                "await trio.to_thread.run_sync(…)",
+            ) from error
         driver = _async_driver()
         if not self._settled:
             loop = asyncio.get_running_loop()
@@ -299,157 +270,6 @@ class Client:
                     await driver.run(self._settle())
         result: _T = await driver.run(operation)
         return result
-
-    @property
-    def _settled(self) -> bool:
-        """Whether the first route was looked for: the first call does it, under a lock."""
-        return self._looked
-
-    def _settle(self) -> Operation[None]:
-        try:
-            yield from self._route(0, None)
-        except EngineKitError:
-            # Of a list of engines another one may take over; the call itself finds out.
-            if len(self._names) < 2:
-                raise
-        self._looked = True
-
-    # -- operations ------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        if self._names:
-            return
-        retries = self.config.value("max_retries", DEFAULT_RETRIES)
-        if retries < 0:
-            raise ConfigError(f"max_retries must not be negative, got {retries}")
-        self._retries = retries
-        listed = configuration.split_engines(self.config.value("engine", ""))
-        for name in listed:
-            if name not in self.config.custom_engines():
-                registry.engine_class(name)
-        self._routes = [None] * (len(listed) or 1)
-        self._names = [*listed] or [None]
-
-    def _route(self, number: int, model: str | None) -> Operation[Route]:
-        """The route of one engine of the list, resolved, alive and probed."""
-        self._prepare()
-        route = self._routes[number]
-        if route is None or not route.alive:
-            route = yield from resolve(
-                self.config,
-                self._names[number],
-                model=None,
-                progress=self._progress,
-                budget=self.budgets.load,
-                embeds=self._embeds,
-            )
-            self._routes[number] = route
-        if route.lease is not None and model and model != route.model:
-            other = route.others.get(model)
-            if other is None or not other.alive:
-                other = yield from resolve(
-                    self.config,
-                    route.engine.name,
-                    model=model,
-                    progress=self._progress,
-                    budget=self.budgets.load,
-                    embeds=self._embeds,
-                )
-                route.others[model] = other
-            route = other
-        if not route.probed:
-            yield from probe_once(route, budget=self.budgets.load)
-        return route
-
-    def _open(self, request: ChatRequest | CompletionRequest, *, stream: bool) -> Operation[Any]:
-        self._prepare()
-        if len(self._names) > 1:
-            return open_first(
-                len(self._names), lambda number: self._open_on(number, request, stream)
-            )
-        return self._open_on(0, request, stream)
-
-    def _open_on(
-        self,
-        number: int,
-        asked: ChatRequest | CompletionRequest,
-        stream: bool,
-        again: bool = False,
-    ) -> Operation[Any]:
-        request = asked
-        route = yield from self._route(number, request.model or None)
-        if not request.model:
-            request = replace(request, model=route.model)
-        request, fetched = yield from images.with_bytes(
-            route.engine,
-            request,
-            allowed=bool(self.config.value("fetch_images", False)),
-            stream=stream,
-        )
-        try:
-            opened = yield from open_reply(
-                route.engine,
-                request,
-                stream=stream,
-                budgets=self.budgets,
-                max_retries=self._retries,
-            )
-        except EngineError as error:
-            if not isinstance(error, Unsupported):
-                forget_route(route)
-            if isinstance(error, ContextOverflow) and route.lease is not None:
-                raise roomier(error) from error
-            if isinstance(error, Unreachable):
-                if route.lease is not None and not again:
-                    # A dying server's socket closes a moment before its process has ended.
-                    yield Sleep(seconds=0.1)
-                    if not route.alive:
-                        return (yield from self._open_on(number, asked, stream, again=True))
-                raise explained(route, error) from error
-            raise
-        if route.notes or fetched:
-            opened.receipt.notes.extend((*route.notes, *fetched))
-        return opened
-
-    def _connect(self) -> Operation[ServerFacts | None]:
-        route = yield from self._route(0, None)
-        if route.engine.facts is None:
-            route.engine.facts = yield from route.engine.probe()
-        return route.engine.facts
-
-    def _embed(self, request: EmbedRequest) -> Operation[Embeddings]:
-        if not request.texts:
-            return Embeddings(vectors=[], receipt=_nothing_sent())
-        route = yield from self._route(0, request.model or None)
-        if not request.model:
-            request = replace(request, model=route.model)
-        return (yield from route.engine.embed(request))
-
-    def _rerank(self, request: RerankRequest) -> Operation[Ranking]:
-        if not request.documents:
-            return Ranking(scores=[], receipt=_nothing_sent())
-        route = yield from self._route(0, request.model or None)
-        if not request.model:
-            request = replace(request, model=route.model)
-        return (yield from route.engine.rerank(request))
-
-    def _count(self, request: ChatRequest) -> Operation[int]:
-        route = yield from self._route(0, request.model or None)
-        if not request.model:
-            request = replace(request, model=route.model)
-        return (yield from route.engine.count_tokens(request))
-
-    def _on_engine(
-        self, make: Callable[[Engine, str], Operation[_T]], model: str | None = None
-    ) -> Operation[_T]:
-        route = yield from self._route(0, model)
-        return (yield from make(route.engine, model or route.model))
-
-
-def _nothing_sent() -> Any:
-    from enginekit.types import Receipt
-
-    return Receipt(engine="-", notes=["nothing was asked for, so nothing was sent"])
 
 
 def _sync_driver() -> SyncDriver:

@@ -16,6 +16,7 @@ from enginekit.errors import (
     ContextOverflow,
     EngineKitError,
     EngineLoading,
+    EngineTimeout,
     NoEngine,
     Unreachable,
 )
@@ -250,12 +251,13 @@ def _starter(
     return start
 
 
-def probe_once(route: Route, *, budget: float) -> Operation[None]:
+def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operation[None]:
     """Let the engine ask its server what it is, once per process, address and model.
 
     A server that is loading is waited for, at most `budget` seconds: a request encoded without
     facts could ask for what its template cannot do. Any other probe that fails is not a call that
-    fails: the facts stay unknown and the call itself will say what is wrong.
+    fails: the facts stay unknown and the call itself will say what is wrong. When not `patient`, a
+    server that is loading or does not answer is an error at once: another engine may be asked.
     """
     route.probed = True
     engine = route.engine
@@ -270,11 +272,19 @@ def probe_once(route: Route, *, budget: float) -> Operation[None]:
             facts = yield from engine.probe()
             break
         except EngineLoading:
+            if not patient:
+                route.probed = False
+                raise
             pause = min(0.1 + waited / 4, 2.0)
             if waited + pause > budget:
                 return
             waited += pause
             yield Sleep(seconds=pause)
+        except (Unreachable, EngineTimeout):
+            if not patient:
+                route.probed = False
+                raise
+            return
         except EngineKitError:
             return
     if route.lease is not None:

@@ -145,6 +145,10 @@ def dual(error: EngineKitError) -> EngineKitError:
     double = cls(error.message, hint=error.hint)
     notes = error.__dict__.get("__notes__")
     double.__dict__.update(error.__dict__)
+    if isinstance(error, errors.NoEngine):
+        # A list of engines may answer later as soon as one of them may.
+        said = [dual(one) for one in error.errors]
+        double.__dict__["is_retryable"] = any(getattr(one, "is_retryable", False) for one in said)
     if notes:
         double.__notes__ = list(notes)
     return double.with_traceback(error.__traceback__)

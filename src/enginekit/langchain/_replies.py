@@ -105,6 +105,8 @@ def end_metadata(end: End, receipt: Receipt, model: str, *, with_receipt: bool) 
         metadata["timings"] = {
             name: seconds for name, seconds in end.timings._asdict().items() if seconds is not None
         }
+    if receipt.passed_over:
+        metadata["passed_over"] = list(receipt.passed_over)
     if with_receipt:
         metadata["receipt"] = compact_receipt(receipt)
     return metadata
@@ -113,13 +115,17 @@ def end_metadata(end: End, receipt: Receipt, model: str, *, with_receipt: bool) 
 def compact_receipt(receipt: Receipt) -> dict[str, Any]:
     """The receipt by outcome: `sent` lists names, every other outcome maps a name to why.
 
-    Empty groups are left out. JSON-able.
+    `added` lists the wire's fields that enginekit itself needs. Empty groups are left out.
+    JSON-able.
     """
     made: dict[str, Any] = {"engine": receipt.engine, "url": receipt.url, "sent": []}
     sent = made["sent"]
     for field, outcome, rule, wire, note in receipt.entries:
         if outcome == "sent":
-            sent.append(field)
+            if field == "-":
+                made.setdefault("added", []).append(wire or rule)
+            else:
+                sent.append(field)
             continue
         group = made.get(outcome)
         if group is None:

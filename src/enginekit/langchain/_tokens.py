@@ -41,10 +41,10 @@ def of_text(client: Client, text: str, custom: Tokenizer | None) -> TokenCount:
     if custom is not None:
         return TokenCount(len(custom(text)), "custom_get_token_ids")
     try:
-        count = len(client.tokenize(text))
+        count, engine = client.count_by(text)
     except (EngineError, NoEngine):
         return TokenCount(-(-len(text) // 4))
-    return TokenCount(count, _tokenizer(client))
+    return TokenCount(count, f"{engine}'s own tokenizer")
 
 
 def of_messages(
@@ -61,12 +61,8 @@ def of_messages(
         model="", messages=to_messages(messages), tools=to_tools(tools) if tools else ()
     )
     try:
-        count = client.count_tokens(request)
+        count, engine = client.count_by(request)
     except (EngineError, NoEngine):
         formatted: list[Any] | None = [openai_tool(tool) for tool in tools] if tools else None
         return TokenCount(count_tokens_approximately(list(messages), tools=formatted))
-    return TokenCount(count, _tokenizer(client))
-
-
-def _tokenizer(client: Client) -> str:
-    return f"{client.engine.name}'s own tokenizer" if client.engine is not None else "engine"
+    return TokenCount(count, f"{engine}'s own tokenizer")

@@ -112,6 +112,8 @@ def raw_of(end: End, receipt: Receipt, model: str, *, with_receipt: bool) -> dic
         raw["timings"] = {k: v for k, v in end.timings._asdict().items() if v is not None}
     if end.extra:
         raw["extra"] = dict(end.extra)
+    if receipt.passed_over:
+        raw["passed_over"] = list(receipt.passed_over)
     if with_receipt:
         raw["receipt"] = receipt.to_dict()
     return raw

@@ -37,6 +37,8 @@ class Receipt:
         defaults: field name to the server's own value for what was left unset, where known.
         repairs: what was mended in the reply (usage lost, stop text cut off, call lifted), one
             sentence each.
+        passed_over: engines of a list that were asked before the one that answered, each with its
+            reason (`"vllm: …"`).
     """
 
     engine: str
@@ -46,6 +48,7 @@ class Receipt:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     repairs: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
 
     def outcome(self, name: str) -> Outcome | None:
         """The outcome of one field, or None if the request did not have it set."""
@@ -69,4 +72,5 @@ class Receipt:
             "defaults": dict(self.defaults),
             "repairs": list(self.repairs),
             "notes": list(self.notes),
+            "passed_over": list(self.passed_over),
         }

@@ -1,0 +1,291 @@
+"""What a client asks of its engines, as operations: routes, replies, counts, over one or a list.
+
+Nothing here runs anything: `enginekit.kit.client` hands these to a driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from enginekit import config as configuration
+from enginekit import registry
+from enginekit.config import Config
+from enginekit.engine import Budgets, Engine, Operation, Sleep
+from enginekit.errors import (
+    ConfigError,
+    ContextOverflow,
+    EngineError,
+    EngineKitError,
+    Unreachable,
+    Unsupported,
+)
+from enginekit.facts.engine import ServerFacts
+from enginekit.fallback import first, none_could, open_first
+from enginekit.kit import embedded, images
+from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve, roomier
+from enginekit.operations import open_reply
+from enginekit.types import (
+    ChatRequest,
+    CompletionRequest,
+    Embeddings,
+    EmbedRequest,
+    Ranking,
+    Receipt,
+    RerankRequest,
+)
+
+_T = TypeVar("_T")
+
+DEFAULT_RETRIES = 2
+
+
+class Calls:
+    """Settings, the routes found by them, and the operations over those routes."""
+
+    _settings: Mapping[str, Any]
+    _where: str
+    _embeds: bool
+    _progress: embedded.Progress | None
+
+    def _start_empty(self) -> None:
+        self._config: Config | None = None
+        self._routes: list[Route | None] = []
+        self._names: list[str | None] = []
+        self._budgets: Budgets | None = None
+        self._retries = DEFAULT_RETRIES
+        self._looked = False
+        self._lock = threading.Lock()
+        self._loop_locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+    # -- settings ---------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """All layers of settings; files are read on first use."""
+        if self._config is None:
+            self._config = configuration.load(self._settings, where=self._where)
+        return self._config
+
+    @property
+    def budgets(self) -> Budgets:
+        """How long each wait may take."""
+        if self._budgets is None:
+            try:
+                self._budgets = Budgets.of(self.config.value("timeout"))
+            except ValueError as error:
+                setting = self.config.find("timeout")
+                place = setting.where if setting else "timeout"
+                raise ConfigError(f"{place}: {error}") from error
+        return self._budgets
+
+    # -- operations -------------------------------------------------------------------------
+
+    @property
+    def _settled(self) -> bool:
+        """Whether the first route was looked for: the first call does it, under a lock."""
+        return self._looked
+
+    def _settle(self) -> Operation[None]:
+        self._prepare()
+        try:
+            yield from self._route(0, None, patient=not self._lists)
+        except EngineKitError:
+            # Of a list of engines another one may take over; the call itself finds out.
+            if not self._lists:
+                raise
+        self._looked = True
+
+    def _prepare(self) -> None:
+        if self._names:
+            return
+        retries = self.config.value("max_retries", DEFAULT_RETRIES)
+        if retries < 0:
+            raise ConfigError(f"max_retries must not be negative, got {retries}")
+        self._retries = retries
+        listed = configuration.split_engines(self.config.value("engine", ""))
+        for name in listed:
+            if name not in self.config.custom_engines():
+                registry.engine_class(name)
+        if len(listed) > 1:
+            _refuse_one_for_all(self.config, listed)
+        self._routes = [None] * (len(listed) or 1)
+        self._names = [*listed] or [None]
+
+    @property
+    def _lists(self) -> bool:
+        return len(self._names) > 1
+
+    def _route(self, number: int, model: str | None, *, patient: bool = True) -> Operation[Route]:
+        """The route of one engine of the list, resolved, alive and probed."""
+        self._prepare()
+        route = self._routes[number]
+        if route is None or not route.alive:
+            route = yield from resolve(
+                self.config,
+                self._names[number],
+                model=None,
+                progress=self._progress,
+                budget=self.budgets.load,
+                embeds=self._embeds,
+            )
+            self._routes[number] = route
+        if route.lease is not None and model and model != route.model:
+            other = route.others.get(model)
+            if other is None or not other.alive:
+                other = yield from resolve(
+                    self.config,
+                    route.engine.name,
+                    model=model,
+                    progress=self._progress,
+                    budget=self.budgets.load,
+                    embeds=self._embeds,
+                )
+                route.others[model] = other
+            route = other
+        if not route.probed:
+            try:
+                yield from probe_once(route, budget=self.budgets.load, patient=patient)
+            except Unreachable as error:
+                raise explained(route, error) from error
+        return route
+
+    def _open(self, request: ChatRequest | CompletionRequest, *, stream: bool) -> Operation[Any]:
+        self._prepare()
+        if not self._lists:
+            return self._open_on(0, request, stream)
+        return open_first(
+            [str(name) for name in self._names],
+            lambda number, patient: self._open_on(number, request, stream, patient=patient),
+        )
+
+    def _open_on(
+        self,
+        number: int,
+        asked: ChatRequest | CompletionRequest,
+        stream: bool,
+        *,
+        patient: bool = True,
+        again: bool = False,
+    ) -> Operation[Any]:
+        request = asked
+        route = yield from self._route(number, request.model or None, patient=patient)
+        if not request.model:
+            request = replace(request, model=route.model)
+        request, fetched = yield from images.with_bytes(
+            route.engine,
+            request,
+            allowed=bool(self.config.value("fetch_images", False)),
+            stream=stream,
+        )
+        try:
+            opened = yield from open_reply(
+                route.engine,
+                request,
+                stream=stream,
+                budgets=self.budgets if patient else replace(self.budgets, load=0.0),
+                max_retries=self._retries if patient else 0,
+            )
+        except EngineError as error:
+            if not isinstance(error, Unsupported):
+                forget_route(route)
+            if isinstance(error, ContextOverflow) and route.lease is not None:
+                raise roomier(error) from error
+            if isinstance(error, Unreachable):
+                if route.lease is not None and not again:
+                    # A dying server's socket closes a moment before its process has ended.
+                    yield Sleep(seconds=0.1)
+                    if not route.alive:
+                        return (
+                            yield from self._open_on(
+                                number, asked, stream, patient=patient, again=True
+                            )
+                        )
+                raise explained(route, error) from error
+            raise
+        if route.notes or fetched:
+            opened.receipt.notes.extend((*route.notes, *fetched))
+        return opened
+
+    def _connect(self) -> Operation[ServerFacts | None]:
+        self._prepare()
+        found: list[ServerFacts | None] = []
+        failures: list[EngineKitError] = []
+        for number in range(len(self._names)):
+            try:
+                route = yield from self._route(number, None, patient=not self._lists)
+                if route.engine.facts is None:
+                    route.engine.facts = yield from route.engine.probe()
+                found.append(route.engine.facts)
+            except EngineKitError as error:
+                if not self._lists or isinstance(error, ConfigError):
+                    raise
+                failures.append(error)
+        if not found:
+            raise none_could([str(name) for name in self._names], failures)
+        return found[0]
+
+    def _embed(self, request: EmbedRequest) -> Operation[Embeddings]:
+        if not request.texts:
+            return Embeddings(vectors=[], receipt=_nothing_sent())
+        route = yield from self._route(0, request.model or None)
+        if not request.model:
+            request = replace(request, model=route.model)
+        return (yield from route.engine.embed(request))
+
+    def _rerank(self, request: RerankRequest) -> Operation[Ranking]:
+        if not request.documents:
+            return Ranking(scores=[], receipt=_nothing_sent())
+        route = yield from self._route(0, request.model or None)
+        if not request.model:
+            request = replace(request, model=route.model)
+        return (yield from route.engine.rerank(request))
+
+    def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
+        def on(engine: Engine, model: str) -> Operation[int]:
+            return engine.count_tokens(request if request.model else replace(request, model=model))
+
+        return self._on_engine(on, request.model or None)
+
+    def _ids(self, text: str, model: str | None) -> Operation[tuple[tuple[int, ...], str]]:
+        return self._on_engine(lambda e, m: e.tokenize(text, model=m), model)
+
+    def _on_engine(
+        self, make: Callable[[Engine, str], Operation[_T]], model: str | None = None
+    ) -> Operation[tuple[_T, str]]:
+        """The outcome, and the name of the engine it is from: of a list the first that can."""
+        self._prepare()
+
+        def on(number: int, patient: bool) -> Operation[tuple[_T, str]]:
+            route = yield from self._route(number, model, patient=patient)
+            return (yield from make(route.engine, model or route.model)), route.engine.name
+
+        if not self._lists:
+            return (yield from on(0, True))
+        found, _ = yield from first([str(name) for name in self._names], on)
+        return found
+
+
+def _refuse_one_for_all(config: Config, engines: Sequence[str]) -> None:
+    """Raise ConfigError for an address or a key that could be any engine's of the list."""
+    elsewhere = [name for name in engines if name not in registry.LAUNCHED]
+    for name, key in (("base_url", "url"), ("api_key", "api_key")):
+        setting = config.find(name)
+        if setting is None or all(key in config.engine_table(one) for one in elsewhere):
+            continue
+        named = config.layers[setting.layer].get("engine")
+        if named is not None and len(configuration.split_engines(named.value)) == 1:
+            continue  # it belongs to that one
+        variables = ", ".join(f"ENGINEKIT_{one.upper()}_{key.upper()}" for one in elsewhere)
+        raise ConfigError(
+            f"{name} (from {setting.where}) could be that of any engine in {','.join(engines)!r}",
+            hint=f"give each its own: {variables}, or {key} under [engines.NAME] in a file",
+        )
+
+
+def _nothing_sent() -> Receipt:
+    return Receipt(engine="-", notes=["nothing was asked for, so nothing was sent"])
