@@ -171,7 +171,14 @@ FAULTS: Final[tuple[Case, ...]] = (
         error=ModelNotFound,
         name="model",
         status=(404,),
-        text=r'got request for model "(?P<model>[^"]*)"',
+        text=r'(?:got request for|could not find) model (?:with id )?"(?P<model>[^"]*)"',
+    ),
+    Case(
+        error=ModelNotFound,
+        name="adapter",
+        status=(404,),
+        text=r"lora adapter config file .* in folder \S*?(?P<model>[^/\s]+)\. check",
+        hint="look into dynamic_lora_loading_path of lora_config",
     ),
     Case(
         error=ModelNotFound,
