@@ -24,7 +24,7 @@ from enginekit.errors import (
     StreamTruncated,
     Unsupported,
 )
-from enginekit.types import ChatRequest, ImagePart, Message
+from enginekit.types import ChatRequest, ImagePart, Message, Tool
 from tests.engines.recordings import answer, decode, play
 
 TARGET = Target(base_url="http://server")
@@ -278,3 +278,21 @@ def test_an_address_with_brackets_is_not_cut() -> None:
     engine = TGI(TARGET, facts=facts_of({**INFO, "model_pipeline_tag": "image-text-to-text"}))
     (part,) = engine.encode(request).call.json["messages"][0]["content"]
     assert part["image_url"]["url"] == "https://host/a_(1%29.png"
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        Tool(name="no_tool"),
+        Tool(name="f", parameters={"type": "object", "properties": {"_name": {"type": "string"}}}),
+    ],
+)
+def test_names_that_the_grammar_of_calls_needs_itself(tool: Tool) -> None:
+    """`no_tool` is its word for no call, `_name` the place of the name
+    (`ToolGrammar` in router/src/infer/tool_grammar.rs, `parse_output` in router/src/chat.rs): such
+    a call would be lost, or be one of another tool.
+    """
+    with pytest.raises(BadRequest):
+        TGI(TARGET).encode(
+            ChatRequest(model="m", messages=(Message(role="user", content="Hi"),), tools=(tool,))
+        )

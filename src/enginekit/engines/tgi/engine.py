@@ -191,6 +191,12 @@ class TGI(OpenAIEngine):
     def _wire_tool(self, draft: Draft, tool: Tool) -> dict[str, Any]:
         if "/" in tool.name:
             draft.invalid("tools", f"has a slash in the name {tool.name!r}, which TGI refuses")
+        if tool.name == "no_tool":
+            draft.invalid("tools", "has the name 'no_tool', TGI's own word for no call")
+        if "_name" in (tool.parameters.get("properties") or {}):
+            draft.invalid(
+                "tools", f"has a parameter '_name' in {tool.name!r}, where TGI writes the name"
+            )
         try:
             parameters, _ = inlined(tool.parameters)
         except NotInlinable as error:
