@@ -184,8 +184,7 @@ def render() -> str:
         f"Error of the total: median {100 * ordered[len(ordered) // 2]:.2f} %, lowest "
         f"{100 * min(errors):+.2f} %, 95 % of the plans within "
         f"{100 * ordered[int(0.95 * len(ordered))]:.2f} %, all within {100 * ordered[-1]:.2f} %. What "
-        "differs is the compute buffer: it is low for Mamba and for sparse attention with an "
-        "indexer, high for some mixtures of experts.\n",
+        "differs is the compute buffer: it is low for Mamba, high for some mixtures of experts.\n",
         "Gemma 4: on the processor this llama.cpp counts the tied table twice in its plan (it makes "
         "the output before the input table). Here it is added to our figure too; a load maps both "
         "onto the same pages.\n",

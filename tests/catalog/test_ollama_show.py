@@ -101,6 +101,13 @@ def test_without_tensors_or_size_the_parameter_count_has_to_do() -> None:
             {"model_info": keys_of(describe("llama3.1-8b")) | {"llama.block_count": 1 << 50}},
             "block_count",
         ),
+        (
+            {
+                "model_info": keys_of(describe("llama3.1-8b"))
+                | {"llama.block_count": [float("inf")]}
+            },
+            "block_count",
+        ),
     ],
 )
 def test_a_malformed_answer_is_refused(show: dict[str, Any], said: str) -> None:

@@ -54,6 +54,27 @@ def test_without_flash_attention_the_scores_of_a_layer_are_alive() -> None:
     assert compute("llama3.1-8b", 32768, 1, 512, flash=False) == pytest.approx(2164, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("model", "measured"),
+    [
+        ("deepseek-v3.2", {1024: 530, 2048: 654, 16384: 682, 24576: 698, 65536: 906, 163840: 1290}),
+        ("glm-5.2", {1024: 410, 4096: 572, 16384: 596, 18432: 640, 57344: 764, 163840: 1180}),
+    ],
+)
+def test_a_sparse_indexer_keeps_a_mask_and_the_chosen_cells(
+    model: str, measured: dict[int, int]
+) -> None:
+    """Both models in llama.cpp's own dry plan, one slot; at every context to the MiB."""
+    for context, mib in measured.items():
+        assert compute(model, context, 1, 1) == pytest.approx(mib, abs=0.5), context
+
+
+def test_where_the_indexers_scores_do_not_fit_into_a_gap_the_law_is_an_upper_bound() -> None:
+    """DeepSeek-V3.2 between 24k and 36k, dry plan: up to 16 MiB less."""
+    for context, mib in {26624: 814, 30720: 822, 32768: 826}.items():
+        assert mib <= compute("deepseek-v3.2", context, 1, 1) <= mib + 17
+
+
 @pytest.mark.parametrize(("ubatch", "measured"), [(512, 132), (2048, 568)])
 def test_a_cuda_build_stays_up_to_15_per_cent_below(ubatch: int, measured: int) -> None:
     """Qwen3.8-27B at 4096 tokens on CUDA, GenerelSchwerz/llama.cpp pull request 62."""

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from enginekit.catalog import catalog_names, describe
 from enginekit.hardware import preset
+from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.budget import devices
 from enginekit.sizing.kv_cache import llamacpp_cache, state_bytes
 from enginekit.sizing.plan import plan
 from enginekit.sizing.policy import COMPILED, CONTEXT, PAGED, POLICIES, WARMED
@@ -53,6 +55,43 @@ def test_more_users_never_need_less(model: str, machine: str, one: int, two: int
     less = plan(describe(model), preset(machine), context=2048, users=few)
     more = plan(describe(model), preset(machine), context=2048, users=many)
     assert not (more.fits and not less.fits)
+
+
+@given(models, machines, st.sampled_from(["Q4_K_M", "F16"]), contexts, st.integers(1, 9))
+@settings(max_examples=150, deadline=None)
+def test_the_search_and_the_shown_devices_add_up_to_the_same(
+    model: str, machine: str, quantization: str, context: int, users: int
+) -> None:
+    """`excess` and `grade` are written for speed; `devices_of` is what people see."""
+    spec = describe(model)
+    sizer = Allocation(spec, CONTEXT, devices(preset(machine), CONTEXT), 512)
+    setting = Setting(quantization, context, users, "q8_0")
+    places = [*sizer.places(), sizer.whole(0)]
+    if sizer.devices.gpus:
+        half = layered(sizer.n, sizer.devices.gpus, sizer.n // 2)
+        places += [half, sizer.without_experts(sizer.n // 3)]
+    for place in places:
+        shown = sizer.devices_of(setting, place)
+        lent = [(0, 0)] * len(shown)
+        for device in shown[:-1]:
+            gpu = next(gpu for gpu in place.gpus if gpu.index == device.index)
+            if gpu.shared:
+                used = device.used
+                own = gpu.carve_out
+                more = (max(0, used.expected - own), max(0, used.high - own))
+                lent[-1] = (lent[-1][0] + more[0], lent[-1][1] + more[1])
+        pairs = list(zip(shown, lent, strict=True))
+        expected = [device.used.expected + plus[0] - device.limit for device, plus in pairs]
+        kept = [
+            device.used.expected + plus[0] - device.limit + device.margin for device, plus in pairs
+        ]
+        high = [device.used.high + plus[1] - device.limit for device, plus in pairs]
+        tight, fits = max(expected), max(*kept, *high)
+        assert abs(sizer.excess(setting, place, margin=False) - tight) <= 2
+        assert abs(sizer.excess(setting, place) - fits) <= 2
+        wanted = "fits" if fits <= 0 else "tight" if tight <= 0 else "no"
+        if min(abs(tight), abs(fits)) > 2:
+            assert sizer.grade(setting, place, [quantization]) == [wanted]
 
 
 @given(models, machines, st.sampled_from([CONTEXT, *POOLS]))

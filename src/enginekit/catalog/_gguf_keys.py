@@ -23,7 +23,7 @@ class Keys:
         """An integer; the largest where the file gives one per layer."""
         value = self.header.metadata.get(self.prefix + key, default)
         if isinstance(value, tuple):
-            value = max((int(item) for item in value), default=default)
+            return max((self._checked(key, item, limit) for item in value), default=default)
         return self._checked(key, value, limit)
 
     def _checked(self, key: str, value: object, limit: int) -> int:

@@ -51,13 +51,13 @@ def fixes(
 
     found += _fewer_sequences(sizer, setting, place)
     for kind in sizer.policy.cache_types:
-        if kind == setting.cache_type or not fits(replace(setting, cache_type=kind)):
+        if kind == setting.cache_type or not fits(setting._replace(cache_type=kind)):
             continue
         loss = "hardly measurable" if kind in ("q8_0", "fp8", "fp8_e5m2") else "long answers drift"
         found.append(_fix(f"{kind} cache", loss, _flag(flags, "cache_type", kind), sizer, place))
         break
     if setting.users > 1:
-        users = largest(lambda n: excess(sizer, replace(setting, users=n), place), 1, setting.users)
+        users = largest(lambda n: excess(sizer, setting._replace(users=n), place), 1, setting.users)
         if 1 <= users < setting.users:
             flag = _flag(flags, "users", str(users))
             found.append(
@@ -108,7 +108,7 @@ def _fewer_sequences(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
 
 def _smaller_context(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     most = (setting.context - 1) // 256
-    steps = largest(lambda n: excess(sizer, replace(setting, context=n * 256), place), 4, most)
+    steps = largest(lambda n: excess(sizer, setting._replace(context=n * 256), place), 4, most)
     if steps * 256 < _LEAST_CONTEXT:
         return []
     tokens = steps * 256
@@ -131,7 +131,7 @@ def _smaller_weights(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     now = _bits(setting.quantization)
     for name in sizer.policy.ladder:
         bits = _bits(name)
-        if bits >= now or excess(sizer, replace(setting, quantization=name), place) > 0:
+        if bits >= now or excess(sizer, setting._replace(quantization=name), place) > 0:
             continue
         cost = "answers get worse" if bits < _FEWER_BITS else "little, if it is a good conversion"
         return [_fix(name, cost, "", sizer, place)]
@@ -156,8 +156,7 @@ def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
         if _bits(name) > _bits(setting.quantization):
             continue
         for users in dict.fromkeys((setting.users, 1)):
-            tried = replace(
-                setting,
+            tried = setting._replace(
                 quantization=name,
                 cache_type=kind,
                 users=users,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device, Devices
 from enginekit.sizing.calibration import NONE
 from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
-from enginekit.sizing.outcome import Amount, DevicePlan, Where
+from enginekit.sizing.outcome import Amount, DevicePlan, Verdict, Where
 from enginekit.sizing.policy import MIB, Policy, Triple
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
-from enginekit.sizing.tables import CacheTable, Spans, WeightTable, cache_table, pad, weight_table
+from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, pad, weight_table
 
 _ENCODER: Triple = (100 * MIB, 400 * MIB, 800 * MIB)
 """Working memory of an image encoder beside its weights."""
@@ -20,8 +22,7 @@ _COMPUTE_LOW = 0.85
 """CUDA builds stay up to 15 per cent below the closed form, which was measured on CPU."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """What a search may change."""
 
     quantization: str
@@ -43,11 +44,53 @@ class Needs:
     compute: Triple
     projector: Triple
     runtime: Triple
-    expected: int
-    high: int
+
+    @property
+    def expected(self) -> int:
+        """All of it."""
+        return self.attention + self.state + self.compute[1] + self.projector[1] + self.runtime[1]
+
+    @property
+    def high(self) -> int:
+        """The upper end."""
+        fixed = self.attention + self.doubt + self.state
+        return fixed + self.compute[2] + self.projector[2] + self.runtime[2]
 
 
 _NOTHING: Triple = (0, 0, 0)
+
+
+class _Row(NamedTuple):
+    """One device of a placement with everything that does not depend on context and slots."""
+
+    limit: int
+    margin: int
+    cells: tuple[int, ...]
+    """Cache bytes per cell, by window in the order of `CacheTable.windows`."""
+    state: int
+    """Bytes per slot."""
+    doubt: float
+    """Bytes per token that an unknown layout may need beyond `cells`."""
+    expected: int
+    """Projector and runtime."""
+    high: int
+    carve_out: int
+    """-1 for a device with memory of its own."""
+    host: bool
+    beside: bool
+    """Whether it is a host with the inputs of GPUs instead of a compute buffer."""
+
+
+class _Load(NamedTuple):
+    """What a context with its slots costs wherever it lies."""
+
+    context: int
+    cells: tuple[int, ...]
+    """By window, in the order of `CacheTable.windows`."""
+    buffer: Triple
+    """Of a device that holds layers."""
+    beside: Triple
+    """Of the host when all layers are on GPUs."""
 
 
 class Allocation:
@@ -63,10 +106,13 @@ class Allocation:
         self.sized = bool(spec.layers)
         self.flash = True
         self.calibration = NONE
-        self._weights: dict[tuple[str, Placement], tuple[int, ...]] = {}
-        self._needs: dict[tuple[int, int, str, Placement], tuple[Needs, ...]] = {}
         self._tables: dict[str, WeightTable] = {}
         self._caches: dict[str, CacheTable] = {}
+        self._loads: dict[tuple[int, int, int], _Load] = {}
+        self._rows: dict[tuple[Placement, str], tuple[_Row, ...]] = {}
+        self._lines: dict[tuple[Placement, str, str], tuple[tuple[_Row, int, int], ...]] = {}
+        self._runtimes: dict[str, Triple] = {}
+        self._places: dict[tuple[int, int, int], Placement] = {}
 
     def weights(self, quantization: str) -> WeightTable:
         """Running sums of the weights."""
@@ -84,13 +130,7 @@ class Allocation:
 
     def weights_on(self, quantization: str, place: Placement) -> tuple[int, ...]:
         """Weight bytes of each GPU in use, then of the host."""
-        key = (quantization, place)
-        found = self._weights.get(key)
-        if found is None:
-            found = self._weights[key] = self._weigh(self.weights(quantization), place)
-        return found
-
-    def _weigh(self, table: WeightTable, place: Placement) -> tuple[int, ...]:
+        table = self.weights(quantization)
         layers, experts, moved = table.layers, table.experts, place.host_experts
         sizes = []
         for first, last in zip(place.bounds, place.bounds[1:], strict=False):
@@ -110,68 +150,117 @@ class Allocation:
 
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
-        key = (setting.context, setting.users, setting.cache_type, place)
-        found = self._needs.get(key)
-        if found is None:
-            found = self._needs[key] = self._measure(setting, place)
-        return found
+        load = self._load(setting.context, setting.users, place.copies)
+        cache, projector = self.cache(setting.cache_type), self._projector()
+        parts = list(zip(place.bounds, place.bounds[1:], strict=False))
+        parts.append((0, place.host_layers))
+        found = []
+        for number, device in enumerate((*place.gpus, self.devices.host)):
+            first, last = parts[number] if self.sized else (0, 0)
+            attention = sum(
+                (sums[last] - sums[first]) * cells
+                for (_, sums), cells in zip(cache.windows, load.cells, strict=True)
+            )
+            beside = device.host and bool(place.gpus) and not place.host_layers
+            found.append(
+                Needs(
+                    device=device,
+                    attention=attention,
+                    doubt=0 if cache.known else int(cache.doubtful(first, last) * load.context),
+                    state=(cache.state[last] - cache.state[first]) * setting.users,
+                    compute=load.beside if beside else load.buffer,
+                    projector=projector if number == 0 else _NOTHING,
+                    runtime=self._runtime(device),
+                )
+            )
+        return tuple(found)
 
-    def _measure(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
-        cache, slots, ubatch = self.cache(setting.cache_type), setting.users, self.ubatch
-        context = pad(setting.context * slots) if self.spec.causal else 0
-        spans = cache.spans(context, slots, ubatch)
-        compute = llamacpp_compute(
-            self.spec,
+    def _load(self, tokens: int, slots: int, copies: int) -> _Load:
+        """What so many tokens per slot cost wherever they lie."""
+        key = (tokens, slots, copies)
+        found = self._loads.get(key)
+        if found is not None:
+            return found
+        spec, ubatch = self.spec, self.ubatch
+        causal = spec.causal
+        context = pad(tokens * slots) if causal else 0
+        # Windows and cells are the same for every cache type.
+        spans = self.cache(self.policy.cache_types[0]).spans(context, slots, ubatch)
+        size = llamacpp_compute(
+            spec,
             context,
             ubatch=ubatch,
-            outputs=slots if self.spec.causal else ubatch,
+            outputs=slots if causal else ubatch,
             sliding_cells=max((cells for window, _, cells in spans if window), default=0),
             flash=self.flash,
-            copies=place.copies,
+            copies=copies,
         ).total
-        scaled, runtime = self.calibration.scaled, self.policy.runtime
-        buffer = scaled("compute", (int(compute * _COMPUTE_LOW), compute, compute))
-        projector = self._projector()
-        rows = []
-        for number, gpu in enumerate(place.gpus):
-            part = (place.bounds[number], place.bounds[number + 1])
-            own = projector if number == 0 else _NOTHING
-            process = scaled("runtime", runtime.get(gpu.backend, _NOTHING))
-            rows.append(self._row(gpu, cache, spans, part, context, slots, buffer, own, process))
-        part = (0, place.host_layers if self.sized else 0)
-        if place.gpus and not place.host_layers:
-            buffer = llamacpp_host(self.spec, context, ubatch=ubatch)
-        own, process = _NOTHING if place.gpus else projector, runtime.get("cpu", _NOTHING)
-        host = self.devices.host
-        rows.append(self._row(host, cache, spans, part, context, slots, buffer, own, process))
-        return tuple(rows)
+        found = self._loads[key] = _Load(
+            context,
+            tuple(cells for _, _, cells in spans),
+            self.calibration.scaled("compute", (int(size * _COMPUTE_LOW), size, size)),
+            llamacpp_host(spec, context, ubatch=ubatch),
+        )
+        return found
 
-    def _row(
-        self,
-        device: Device,
-        cache: CacheTable,
-        spans: Spans,
-        part: tuple[int, int],
-        context: int,
-        slots: int,
-        compute: Triple,
-        projector: Triple,
-        runtime: Triple,
-    ) -> Needs:
-        first, last = part
-        if not self.sized:
-            first = last = 0
-        attention = 0
-        for _, sums, cells in spans:
-            attention += (sums[last] - sums[first]) * cells
-        state = (cache.state[last] - cache.state[first]) * slots
-        doubt = 0 if cache.known else cache.extra(first, last, context)
-        fixed = attention + state
-        return Needs(
-            device, attention, doubt, state, compute, projector, runtime,
-            fixed + compute[1] + projector[1] + runtime[1],
-            fixed + doubt + compute[2] + projector[2] + runtime[2],
-        )  # fmt: skip
+    def rows(self, place: Placement, cache_type: str) -> tuple[_Row, ...]:
+        """The devices of a placement, the GPUs first, the host last."""
+        found = self._rows.get((place, cache_type))
+        if found is not None:
+            return found
+        cache, image = self.cache(cache_type), self._projector()
+        parts = [*zip(place.bounds, place.bounds[1:], strict=False), (0, place.host_layers)]
+        rows = []
+        for device, part in zip((*place.gpus, self.devices.host), parts, strict=True):
+            first, last = part if self.sized else (0, 0)
+            runtime, host = self._runtime(device), device.host
+            rows.append(
+                _Row(
+                    device.limit,
+                    device.margin,
+                    tuple([sums[last] - sums[first] for _, sums in cache.windows]),
+                    cache.state[last] - cache.state[first],
+                    0.0 if cache.known else cache.doubtful(first, last),
+                    image[1] + runtime[1],
+                    image[2] + runtime[2],
+                    device.carve_out if device.shared and not host else -1,
+                    host,
+                    host and bool(place.gpus) and not place.host_layers,
+                )
+            )
+            image = _NOTHING
+        found = self._rows[place, cache_type] = tuple(rows)
+        return found
+
+    def _line(
+        self, place: Placement, quantization: str, cache_type: str
+    ) -> tuple[tuple[_Row, int, int], ...]:
+        """Rows with their weights, expected and high; of GPUs that are alike the fullest only."""
+        key = (place, quantization, cache_type)
+        found = self._lines.get(key)
+        if found is None:
+            widest = self.weights(quantization).high
+            pairs = list(
+                zip(self.rows(place, cache_type), self.weights_on(quantization, place), strict=True)
+            )
+            if len(pairs) > 2 and not any(row.carve_out >= 0 for row, _ in pairs):
+                # GPUs that are alike: the fullest decides. One that borrows from the host counts.
+                most: dict[_Row, int] = {}
+                for row, size in pairs:
+                    if size > most.get(row, -1):
+                        most[row] = size
+                pairs = list(most.items())
+            found = self._lines[key] = tuple(
+                [(row, size, int(size * widest)) for row, size in pairs]
+            )
+        return found
+
+    def _runtime(self, device: Device) -> Triple:
+        found = self._runtimes.get(device.backend)
+        if found is None:
+            found = self.policy.runtime.get(device.backend, _NOTHING)
+            found = self._runtimes[device.backend] = self.calibration.scaled("runtime", found)
+        return found
 
     def _projector(self) -> Triple:
         size = self.spec.projector_bytes
@@ -183,37 +272,85 @@ class Allocation:
     def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:
         """Bytes by which the tightest device is over; 0 or less when everything has its place.
 
-        With `margin` the rule of verdict `fits`, without it the rule of `tight`.
+        With `margin` the rule of verdict `fits`, without it the rule of `tight`. The same sums as
+        `devices_of`, written for the thousands of times that a search asks.
         """
-        widest = self.weights(setting.quantization).high
-        sizes = self.weights_on(setting.quantization, place)
-        over = -(1 << 62)
-        for size, gpu in zip(sizes, place.gpus, strict=False):
-            # Weights alone are too large: the rest need not be known.
-            over = max(over, size - gpu.limit)
-        if over > 0:
-            return over
-        lent_expected = lent_high = 0
-        for size, need in zip(sizes, self.needs(setting, place), strict=True):
-            device = need.device
-            expected, high = size + need.expected, int(size * widest) + need.high
-            if device.index < 0:
-                expected, high = expected + lent_expected, high + lent_high
-            elif device.shared:
-                lent_expected += max(0, expected - device.carve_out)
-                lent_high += max(0, high - device.carve_out)
-            limit = device.limit
-            if margin:
-                over = max(over, expected - limit + device.margin, high - limit)
+        quantization, tokens, slots, cache_type = setting
+        context, cells, buffers, beside = self._load(tokens, slots, place.copies)
+        _, device_expected, device_high = buffers
+        over, lent_expected, lent_high = -(1 << 62), 0, 0
+        for row, size, wide in self._line(place, quantization, cache_type):
+            limit, kept, kinds, state, doubt, expected, high, carve_out, host, inputs = row
+            rest = state * slots
+            for per_cell, count in zip(kinds, cells, strict=True):
+                rest += per_cell * count
+            if inputs:
+                expected += size + rest + beside[1]
+                high += wide + rest + beside[2]
             else:
-                over = max(over, expected - limit)
+                expected += size + rest + device_expected
+                high += wide + rest + device_high
+            if doubt:
+                high += int(doubt * context)
+            if carve_out >= 0:
+                lent_expected += max(0, expected - carve_out)
+                lent_high += max(0, high - carve_out)
+            elif host:
+                expected, high = expected + lent_expected, high + lent_high
+            missing = expected - limit
+            if margin:
+                missing += kept
+                if high - limit > missing:
+                    missing = high - limit
+            if missing > over:
+                over = missing
         return over
+
+    def grade(
+        self, setting: Setting, place: Placement, quantizations: Sequence[str]
+    ) -> list[Verdict]:
+        """The verdict of each quantization, everything else as set."""
+        rows = self.rows(place, setting.cache_type)
+        if any(row.carve_out >= 0 for row in rows):
+            tried = [setting._replace(quantization=name) for name in quantizations]
+            return [
+                "fits" if self.excess(one, place) <= 0
+                else "tight" if self.excess(one, place, margin=False) <= 0
+                else "no"
+                for one in tried
+            ]  # fmt: skip
+        rooms = [
+            (need.device.limit, need.device.margin, need.expected, need.high)
+            for need in self.needs(setting, place)
+        ]
+        verdicts: list[Verdict] = []
+        for name in quantizations:
+            widest = self.weights(name).high
+            verdict: Verdict = "fits"
+            for size, (limit, kept, expected, high) in zip(
+                self.weights_on(name, place), rooms, strict=True
+            ):
+                if size + expected > limit:
+                    verdict = "no"
+                    break
+                if size + expected + kept > limit or int(size * widest) + high > limit:
+                    verdict = "tight"
+            verdicts.append(verdict)
+        return verdicts
 
     # Placements -------------------------------------------------------------------------------
 
     def whole(self, count: int) -> Placement:
         """Everything on the first `count` GPUs, or on the CPU for none."""
-        return layered(self.n, self.devices.gpus[:count])
+        return self._placed(count, 0, 0)
+
+    def _placed(self, count: int, first: int, moved: int) -> Placement:
+        key = (count, first, moved)
+        found = self._places.get(key)
+        if found is None:
+            gpus = self.devices.gpus[:count]
+            found = self._places[key] = layered(self.n, gpus, first, host_experts=moved)
+        return found
 
     def places(self) -> list[Placement]:
         """Everything on GPUs: 1, 2, 4, … of them; the CPU where there are none."""
@@ -230,17 +367,19 @@ class Allocation:
             return self.excess(setting, place, margin=margin)
 
         if self.spec.experts is not None:
-            least = largest(lambda left: over(self._experts(self.n - left)), 0, self.n)
+            least = largest(lambda left: over(self.without_experts(self.n - left)), 0, self.n)
             if least >= 0:
-                return self._experts(self.n - least)
-        layers = largest(lambda kept: over(layered(self.n, gpus, self.n - kept)), 1, self.n - 1)
+                return self.without_experts(self.n - least)
+        count = len(gpus)
+        layers = largest(lambda kept: over(self._placed(count, self.n - kept, 0)), 1, self.n - 1)
         if layers >= 1:
-            return layered(self.n, gpus, self.n - layers)
+            return self._placed(count, self.n - layers, 0)
         place = self.whole(0)
         return place if over(place) <= 0 else None
 
-    def _experts(self, moved: int) -> Placement:
-        return layered(self.n, self.devices.gpus, host_experts=moved)
+    def without_experts(self, moved: int) -> Placement:
+        """Everything on GPUs but the routed experts of the first `moved` layers."""
+        return self._placed(len(self.devices.gpus), 0, moved)
 
     def where(self, place: Placement) -> Where:
         """The placement in a word."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.policy import MIB, Policy, Triple
@@ -23,12 +24,14 @@ class Compute:
     head: int
     """Logit rows; wins over `layers` where every token has one."""
     mask: int
-    """Attention mask, growing with the context."""
+    """Attention masks, growing with the context."""
+    chosen: int = 0
+    """Cells that a sparse-attention indexer chose, of every layer."""
 
     @property
     def total(self) -> int:
-        """The buffer: layers and head are never alive together, the mask always is."""
-        return max(self.layers, self.head) + self.mask
+        """The buffer: layers and head are never alive together, the rest always is."""
+        return max(self.layers, self.head) + self.mask + self.chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,18 @@ class _Widths:
     without_flash: int
     heads: int
     layer_embedding: int
+    indexed: int = 0
+    """Layers that attend to the cells an indexer chose; 0 without one."""
+    attention: int = 0
+    """Elements per token while a sparse layer attends."""
+    latent: int = 0
+    """Elements per token of its output in the latent space."""
+    query: int = 0
+    """Elements per token of its queries."""
+
+
+INDEXER_TOP: Final = 2048
+"""Cells per token that the indexers of DeepSeek-V3.2 and GLM-5 choose."""
 
 
 @lru_cache(maxsize=1024)
@@ -64,7 +79,19 @@ def _widths(spec: ModelSpec) -> _Widths:
             wide = max(hidden, layer.heads * layer.key_dim)
             plain = max(plain, 6 * wide + 2 * layer.kv_heads * layer.key_dim)
     embedded = 256 * spec.n_layers if spec.per_layer_embedding else 0
-    return _Widths(layer=widest, without_flash=plain, heads=spec.heads, layer_embedding=embedded)
+    mla = spec.mla
+    if mla is None or not any(layer.indexer_dim for layer in spec.layers):
+        return _Widths(widest, plain, spec.heads, embedded)
+    return _Widths(
+        layer=widest,
+        without_flash=plain,
+        heads=spec.heads,
+        layer_embedding=embedded,
+        indexed=spec.n_layers,
+        attention=5 * hidden + 1344 * spec.heads,
+        latent=spec.heads * mla.kv_lora_rank,
+        query=spec.heads * (mla.nope_dim + mla.rope_dim),
+    )
 
 
 def llamacpp_compute(
@@ -97,11 +124,20 @@ def llamacpp_compute(
     if not spec.causal:
         # An encoder keeps no past: its masks are as wide as the micro-batch.
         context, sliding_cells = min(context, ubatch), min(sliding_cells, ubatch)
-    mask = 2 * ubatch * (context + sliding_cells) * copies
+    mask, chosen = 2 * ubatch * (context + sliding_cells) * copies, 0
+    if width.indexed:
+        # Measured on DeepSeek-V3.2 and GLM-5.2 from 1k to 160k: a second mask for the indexer, the
+        # chosen cells of all layers, and, once its scores are too large to take the place of the
+        # queries, the scores or the attention's output beside what a layer needs.
+        mask *= 2
+        chosen = per_row * width.indexed * min(INDEXER_TOP, context)
+        if context > width.query:
+            beside = max(width.latent, context)
+            layers = max(layers, per_row * (width.attention + beside))
     if not flash:
         mask *= 2
         layers = max(layers, per_row * (width.without_flash + context * width.heads))
-    return Compute(layers=layers, head=head, mask=mask)
+    return Compute(layers=layers, head=head, mask=mask, chosen=chosen)
 
 
 def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple:

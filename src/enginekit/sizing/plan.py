@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from enginekit.facts.machine import Machine
@@ -77,8 +76,8 @@ def plan(
         sizer = Pooling(model, policy, found, sequences=sequences, eager=eager)
     if calibration is not None:
         sizer.calibration = calibration
-    setting, why = _with_context(sizer, setting, model, context)
-    return _answer(sizer, setting, why, model, machine, source)
+    setting, why, best = _with_context(sizer, setting, model, context)
+    return _answer(sizer, setting, why, best, model, machine, source)
 
 
 def _default_quantization(model: ModelSpec, policy: Policy) -> str:
@@ -95,25 +94,26 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
 
 def _with_context(
     sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, asked: int | None
-) -> tuple[Setting, str]:
+) -> tuple[Setting, str, int]:
+    """The setting, why it has that context, and the largest context if that was searched, else 0."""
     trained = model.context_length or 4096
     if asked is not None:
-        return setting, "as asked"
+        return setting, "as asked", 0
     if not model.causal:
-        return replace(setting, context=trained), "all that the encoder reads"
+        return setting._replace(context=trained), "all that the encoder reads", 0
     tiers = sizer.policy.context_tiers
     if tiers:
         memory = sum(gpu.total for gpu in sizer.devices.gpus)
         tokens = next(tokens for least, tokens in tiers if memory >= least)
         why = f"the default for {memory / GIB:.0f} GiB of GPU memory"
-        return replace(setting, context=min(tokens, trained)), why
+        return setting._replace(context=min(tokens, trained)), why, 0
     best = _largest_context(sizer, setting, model, offload=False)
     least = min(sizer.policy.least_context, trained)
     if best >= trained:
-        return replace(setting, context=trained), "all that it was trained for"
+        return setting._replace(context=trained), "all that it was trained for", best
     if best >= least:
-        return replace(setting, context=best), "the largest that fits"
-    return replace(setting, context=least), "the least an automatic context is shrunk to"
+        return setting._replace(context=best), "the largest that fits", best
+    return setting._replace(context=least), "the least an automatic context is shrunk to", best
 
 
 def _largest_context(
@@ -124,25 +124,27 @@ def _largest_context(
     if not model.causal:
         return trained
     steps = -(-trained // _STEP)
+    quantization, _, users, cache_type = setting
 
     def search(place: Placement | Shards) -> int:
         def over(step: int) -> int:
-            tried = replace(setting, context=min(step * _STEP, trained))
-            return excess(sizer, tried, place)
+            return excess(
+                sizer, Setting(quantization, min(step * _STEP, trained), users, cache_type), place
+            )
 
         return min(max(largest(over, 1, steps), 0) * _STEP, trained)
 
     best = 0
     places: list[Placement | Shards] = [*sizer.places()]
     for place in reversed(places):
-        if excess(sizer, replace(setting, context=min(best + _STEP, trained)), place) <= 0:
+        if excess(sizer, setting._replace(context=min(best + _STEP, trained)), place) <= 0:
             best = search(place)
         if best >= trained:
             return trained
     if best or not offload or isinstance(sizer, Pooling):
         return best
     for tried in (setting.context or _STEP, _STEP):
-        part = sizer.offloaded(replace(setting, context=tried))
+        part = sizer.offloaded(setting._replace(context=tried))
         if part is not None:
             return max(search(part), search(sizer.whole(0)))
     return 0
@@ -174,6 +176,7 @@ def _answer(
     sizer: Allocation | Pooling,
     setting: Setting,
     why: str,
+    best: int,
     model: ModelSpec,
     machine: Machine,
     source: str,
@@ -201,7 +204,7 @@ def _answer(
         pool_tokens = sizer.tokens(setting, place)
         load = sizer.weights(setting.quantization).found.total
         host_layers = host_experts = 0
-    largest_context = _largest_context(sizer, setting, model)
+    largest_context = best or _largest_context(sizer, setting, model)
     if verdict == "fits":
         # What was asked may fit on a split with host memory that holds more than the GPUs alone.
         largest_context = max(largest_context, setting.context)
@@ -297,11 +300,12 @@ def _most_users(
     if verdict != "no" and offloaded:
         places = [place]
     best = 0
+    quantization, context, _, cache_type = setting
     # The last holds most as a rule; another is searched only where it holds one more.
     for tried in reversed(places):
 
         def over(users: int, tried: Placement | Shards = tried) -> int:
-            return excess(sizer, replace(setting, users=users), tried)
+            return excess(sizer, Setting(quantization, context, users, cache_type), tried)
 
         if best < MOST_USERS and over(best + 1) <= 0:
             best = largest(over, best + 1, MOST_USERS)
@@ -312,28 +316,54 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
     names = list(sizer.policy.ladder)
     if setting.quantization not in names:
         names.insert(0, setting.quantization)
+    if isinstance(sizer, Allocation):
+        return _allocated_ladder(sizer, setting, names)
     result = []
     places = sizer.places()[::-1]
-    gpus, host = sizer.devices.gpus, sizer.devices.host
-    room = host.limit + sum(gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus)
     for name in names:
-        tried = replace(setting, quantization=name)
+        tried = setting._replace(quantization=name)
         verdict: Verdict = "no"
-        if any(excess(sizer, tried, place) <= 0 for place in places):
+        if any(sizer.excess(tried, place) <= 0 for place in places):
             verdict = "fits"
-        elif any(excess(sizer, tried, place, margin=False) <= 0 for place in places):
+        elif any(sizer.excess(tried, place, margin=False) <= 0 for place in places):
             verdict = "tight"
-        with_host = verdict == "fits"
-        if isinstance(sizer, Allocation):
-            size = sizer.weights(name).found.total
-            if not with_host and size < room and gpus and sizer.policy.offload:
-                with_host = sizer.excess(tried, sizer.whole(0)) <= 0 or (
-                    sizer.spec.experts is not None
-                    and sizer.excess(tried, sizer._experts(sizer.n)) <= 0
-                )
-        else:
-            size = sizer.weights(name).found.total
+        size = sizer.weights(name).found.total
+        fits = verdict == "fits"
         result.append(
-            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=with_host)
+            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=fits)
         )
     return tuple(result)
+
+
+def _allocated_ladder(
+    sizer: Allocation, setting: Setting, names: list[str]
+) -> tuple[QuantizationFit, ...]:
+    gpus, host = sizer.devices.gpus, sizer.devices.host
+    found: dict[str, Verdict] = dict.fromkeys(names, "no")
+    for place in sizer.places()[::-1]:
+        left = [name for name, verdict in found.items() if verdict != "fits"]
+        graded = zip(left, sizer.grade(setting, place, left), strict=True)
+        found.update((name, verdict) for name, verdict in graded if verdict != "no")
+    with_host = {name for name, verdict in found.items() if verdict == "fits"}
+    if gpus and sizer.policy.offload:
+        room = host.limit + sum(gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus)
+        places = [sizer.whole(0)]
+        if sizer.spec.experts is not None:
+            places.append(sizer.without_experts(sizer.n))
+        for place in places:
+            left = [
+                name
+                for name in names
+                if name not in with_host and sizer.weights(name).found.total < room
+            ]
+            graded = zip(left, sizer.grade(setting, place, left), strict=True)
+            with_host.update(name for name, verdict in graded if verdict == "fits")
+    return tuple(
+        QuantizationFit(
+            name=name,
+            weight_bytes=sizer.weights(name).found.total,
+            verdict=verdict,
+            with_host=name in with_host,
+        )
+        for name, verdict in found.items()
+    )

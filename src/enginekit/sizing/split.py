@@ -9,9 +9,9 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Placement:
-    """Layers on devices.
+    """Layers on devices; equal only to itself, so that a search finds what it knows of it at once.
 
     `bounds[k]` to `bounds[k + 1]` are on `gpus[k]`; layers before `bounds[0]` are on the host, and
     so are the routed experts of all layers before `host_experts`.
@@ -20,19 +20,13 @@ class Placement:
     gpus: tuple[Device, ...]
     bounds: tuple[int, ...]
     host_experts: int = 0
-
-    def __hash__(self) -> int:
-        return hash((self.bounds, self.host_experts))
+    copies: int = 1
+    """Copies of inputs that llama.cpp keeps for pipelining: 4 over several GPUs."""
 
     @property
     def host_layers(self) -> int:
         """Whole layers in host memory."""
         return self.bounds[0]
-
-    @property
-    def copies(self) -> int:
-        """Copies of inputs that llama.cpp keeps for pipelining over several GPUs."""
-        return 4 if len(self.gpus) > 1 else 1
 
 
 def layered(
@@ -44,6 +38,8 @@ def layered(
     """
     if not gpus:
         return Placement(gpus=(), bounds=(n_layers,))
+    if len(gpus) == 1:
+        return Placement(gpus=gpus, bounds=(first, n_layers), host_experts=host_experts)
     budgets = [max(gpu.budget, 1) for gpu in gpus]
     units, total = n_layers - first + 1, sum(budgets)
     bounds, running = [first], 0
@@ -51,7 +47,7 @@ def layered(
         running += budget
         bounds.append(min(first - (-running * units // total), n_layers))
     bounds.append(n_layers)
-    return Placement(gpus=gpus, bounds=tuple(bounds), host_experts=host_experts)
+    return Placement(gpus=gpus, bounds=tuple(bounds), host_experts=host_experts, copies=4)
 
 
 def gpu_counts(available: int) -> tuple[int, ...]:

@@ -29,15 +29,9 @@ class WeightTable:
     tied_copy: int
     """The part of `tail` that the file holds only once."""
 
-    @property
-    def low(self) -> float:
-        """Lower end as a factor of the expected size."""
-        return self.found.low / self.found.total if self.found.total else 1.0
-
-    @property
-    def high(self) -> float:
-        """Upper end as a factor of the expected size."""
-        return self.found.high / self.found.total if self.found.total else 1.0
+    low: float
+    high: float
+    """Ends of the range as factors of the expected size."""
 
 
 @lru_cache(maxsize=4096)
@@ -67,6 +61,8 @@ def weight_table(spec: ModelSpec, quantization: str, padded: float = 1.0) -> Wei
         embedding=embedding,
         tail=outside + copy,
         tied_copy=copy,
+        low=found.low / found.total if found.total else 1.0,
+        high=found.high / found.total if found.total else 1.0,
     )
 
 
@@ -102,9 +98,9 @@ class CacheTable:
         """Bytes that each token of past adds in those layers once windows are full."""
         return sum(sums[last] - sums[first] for window, sums in self.windows if not window)
 
-    def extra(self, first: int, last: int, context: int) -> int:
-        """What those layers might need beyond the expected size if their layout is unknown."""
-        return int((self.unknown[last] - self.unknown[first]) * context * (self.doubt - 1))
+    def doubtful(self, first: int, last: int) -> float:
+        """Bytes per token that those layers may need beyond the expected ones."""
+        return (self.unknown[last] - self.unknown[first]) * (self.doubt - 1)
 
 
 def pad(tokens: int) -> int:
