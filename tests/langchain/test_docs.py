@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,35 @@ from enginekit.langchain import EngineKitChat
 from enginekit.langchain._errors import TABLE
 from enginekit.langchain._request import REQUEST_FIELDS, SAMPLING
 from tests.contract.conftest import Place, place
+from tests.standard.conftest import embedding_place
+from tests.support.scripted import GREETING
 
-__all__ = ["place"]
+__all__ = ["embedding_place", "place"]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "langchain.md").read_text("utf-8")
+
+
+def use(settings: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in settings.items():
+        if value is not None:
+            monkeypatch.setenv(f"ENGINEKIT_{name.upper()}", value)
+
+
+def programs(kind: str = "") -> list[str]:
+    """The programs of the page that are marked so; none may be marked as not to be run."""
+    marked = re.findall(r"^```python(.*?)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert {mark.strip() for mark, _ in marked} == {"", "embeds"}
+    return [program for mark, program in marked if mark.strip() == kind]
 
 
 @pytest.mark.embedded
 def test_the_programs_of_the_page_run(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, value in place.settings.items():
-        if value is not None:
-            monkeypatch.setenv(f"ENGINEKIT_{name.upper()}", value)
+    use(place.settings, monkeypatch)
     names: dict[str, Any] = {"__name__": "page"}
-    programs = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(programs) > 5
-    for program in programs:
+    assert len(programs()) > 8
+    for program in programs():
         exec(compile(program, "docs/langchain.md", "exec"), names)
     said = capsys.readouterr().out
     assert "did you mean 'context_window'" in said
@@ -38,6 +51,18 @@ def test_the_programs_of_the_page_run(
     assert facts is not None
     assert names["model"].profile["max_input_tokens"] == facts.context_window
     assert "own tokenizer" in said
+    assert "tool sunny in Rome" in said
+    assert f"ai {GREETING}" in said
+
+
+@pytest.mark.embedded
+def test_the_program_that_embeds_runs(
+    embedding_place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(embedding_place.settings, monkeypatch)
+    (program,) = programs("embeds")
+    exec(compile(program, "docs/langchain.md", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().out.strip() in ("The Danube is a river.", "Olive oil is green.")
 
 
 def test_every_setting_is_on_the_page() -> None:

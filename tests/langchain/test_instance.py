@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -102,6 +103,27 @@ def test_rebuilding_from_attributes_does_not_switch_streaming_off() -> None:
     chosen, _ = model.prepare({"configurable": {"model": "n"}})
     assert isinstance(chosen, EngineKitChat)
     assert chosen._should_stream(async_api=False, stream=True)
+
+
+def test_traces_are_not_filled_with_what_nobody_set() -> None:
+    assert (
+        repr(EngineKitChat(model="m", temperature=0)) == "EngineKitChat(model='m', temperature=0.0)"
+    )
+    assert "max_input_tokens" in repr(EngineKitChat(profile={"max_input_tokens": 3}))
+
+
+def test_constructing_touches_neither_network_nor_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    EngineKitChat(model="llama3.1", engine="vllm")  # imports, and the catalog
+
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("I/O")
+
+    monkeypatch.setattr(socket, "socket", never)
+    monkeypatch.setattr("builtins.open", never)
+    monkeypatch.setattr("pathlib.Path.open", never)
+    for cls in CLASSES:
+        made = cls(model="llama3.1", engine="vllm", api_key="k")
+        assert made._state.client is None
 
 
 def test_keys_do_not_show() -> None:

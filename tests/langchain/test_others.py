@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,25 +150,48 @@ def test_a_server_without_reranking_says_so(server: Server) -> None:
         EngineKitRerank(**wire.settings).compress_documents([Document("a")], "b")
 
 
-def test_registering_a_provider(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package langchain is not installed here: its table stands in."""
-    package = types.ModuleType("langchain")
-    models = types.ModuleType("langchain.chat_models")
-    base: Any = types.ModuleType("langchain.chat_models.base")
-    for module in (package, models, base):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    with pytest.raises(ConfigError, match="no table"):
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """LangChain's tables of providers, as they were before and will be again."""
+    bases = [
+        pytest.importorskip(name)
+        for name in ("langchain.chat_models.base", "langchain.embeddings.base")
+    ]
+    for base in bases:
+        monkeypatch.setattr(base, "_BUILTIN_PROVIDERS", dict(base._BUILTIN_PROVIDERS))
+    return bases
+
+
+@pytest.mark.usefixtures("tables")
+def test_registering_a_provider() -> None:
+    from langchain.chat_models import init_chat_model
+    from langchain.embeddings import init_embeddings
+
+    with pytest.raises(ValueError, match="enginekit"):
+        init_chat_model("enginekit:m")
+    register()
+    register()
+    model: Any = init_chat_model("enginekit:llama3.1", engine="vllm", temperature=0)
+    assert isinstance(model, EngineKitChat)
+    assert (model.model, model.engine, model.temperature) == ("llama3.1", "vllm", 0)
+    assert isinstance(init_chat_model("m", model_provider="enginekit"), EngineKitChat)
+    embeddings = init_embeddings("enginekit:nomic-embed-text", engine="ollama")
+    assert isinstance(embeddings, EngineKitEmbeddings)
+    assert embeddings.model == "nomic-embed-text"
+
+
+def test_a_langchain_without_its_table_is_left_alone(
+    tables: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, embeddings = tables
+    monkeypatch.delattr(embeddings, "_BUILTIN_PROVIDERS")
+    with pytest.raises(ConfigError, match="no table of providers for init_embeddings"):
         register()
-    base._BUILTIN_PROVIDERS = {}
-    register()
-    register()
-    module, name, make = base._BUILTIN_PROVIDERS["enginekit"]
-    found = getattr(sys.modules[module], name)
-    assert found is EngineKitChat
-    assert make(found, model="m").model == "m"
+    assert "enginekit" not in chat._BUILTIN_PROVIDERS
 
 
 def test_registering_without_langchain_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langchain", None)
+    monkeypatch.setitem(sys.modules, "langchain.chat_models.base", None)
     with pytest.raises(MissingExtra, match="langchain"):
         register()

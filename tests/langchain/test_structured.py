@@ -196,6 +196,9 @@ def test_wrong_use_is_refused(vllm: VLLM) -> None:
         model.with_structured_output(Person, colour="red")
     with pytest.raises(ValueError, match="needs a schema"):
         model.with_structured_output(None)  # type: ignore[arg-type]
+    for nonsense in (int, list[Person], Person | None, "Person"):
+        with pytest.raises(ValueError, match="wrap anything else in a class"):
+            model.with_structured_output(nonsense)  # type: ignore[arg-type]
 
 
 def test_other_constraints_by_response_format(vllm: VLLM) -> None:

@@ -142,13 +142,18 @@ def dual(error: EngineKitError) -> EngineKitError:
         return error
     if cls is Unauthorized and getattr(error, "status", None) == 403:
         cls = PermissionDenied
-    double = cls(error.message, hint=error.hint)
+    hint = error.hint
+    if isinstance(error, errors.Unsupported) and error.rule.endswith(".constraint.with_tools"):
+        hint = f"{hint}; in an agent: response_format=ToolStrategy(…)"
+    double = cls(error.message, hint=hint)
     notes = error.__dict__.get("__notes__")
     double.__dict__.update(error.__dict__)
+    double.hint = hint
     if isinstance(error, errors.NoEngine):
         # A list of engines may answer later as soon as one of them may.
         said = [dual(one) for one in error.errors]
         double.__dict__["is_retryable"] = any(getattr(one, "is_retryable", False) for one in said)
     if notes:
-        double.__notes__ = list(notes)
+        told = f"hint: {error.hint}"
+        double.__notes__ = [f"hint: {hint}" if note == told else note for note in notes]
     return double.with_traceback(error.__traceback__)

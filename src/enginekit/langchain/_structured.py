@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from enginekit.langchain._tools import openai_tool, schema_name, schema_of
+from enginekit.langchain._tools import is_schema, openai_tool, schema_name, schema_of
 
 if TYPE_CHECKING:
     from enginekit.langchain.chat import EngineKitChat
@@ -39,6 +39,11 @@ def structured(
     """
     if schema is None and method != "json_mode":
         raise ValueError(f"method {method!r} needs a schema")
+    if schema is not None and not is_schema(schema):
+        raise ValueError(
+            f"{schema!r} is no schema: use a pydantic class, a TypedDict, a dataclass or a JSON schema; "
+            "wrap anything else in a class with one field"
+        )
     is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
     traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
     parser: Runnable[Any, Any]

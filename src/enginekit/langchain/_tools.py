@@ -126,6 +126,16 @@ def to_constraint(response_format: Any) -> Constraint | None:
     )
 
 
+def is_schema(value: Any) -> bool:
+    """Whether this describes an object with named fields; `int`, `list[X]` and `X | Y` do not."""
+    if isinstance(value, Mapping):
+        return True
+    if not isinstance(value, type):
+        return callable(value) and not hasattr(value, "__origin__")
+    fields = ("model_json_schema", "__fields__", "__required_keys__", "__dataclass_fields__")
+    return any(hasattr(value, name) for name in fields)
+
+
 def schema_of(schema: Any) -> dict[str, Any]:
     """The JSON schema of a pydantic class (v1 or v2), a TypedDict, an OpenAI function or a schema."""
     if isinstance(schema, type) and hasattr(schema, "model_json_schema"):

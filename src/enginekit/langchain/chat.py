@@ -87,6 +87,15 @@ class EngineKitChat(Generating, BaseChatModel):
             check()
         return self
 
+    def __repr_args__(self) -> Any:
+        # Traces carry the repr of a model with each run: what nobody set stays out of it.
+        given = isinstance(self.profile, _profile.Profile)
+        return [
+            (name, value)
+            for name, value in super().__repr_args__()
+            if name != "metadata" and not (name == "profile" and given) and value not in ({}, None)
+        ]
+
     @property
     def _llm_type(self) -> str:
         return "enginekit-chat"
