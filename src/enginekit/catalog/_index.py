@@ -32,8 +32,11 @@ from enginekit.errors import DownloadError
 
 PATIENCE = 2.0
 """Seconds pip gets before another source is looked at as well."""
-LONG_PATIENCE = 60.0
-"""Seconds pip gets when there is no other source."""
+LONG_PATIENCE = 300.0
+"""Seconds pip gets when there is no other source. An index that does not publish the metadata of a
+wheel by itself (PEP 658) makes pip read the whole wheel before it answers."""
+_SILENCE = 2.0
+"""Seconds without a byte after which pip calls an index unreachable."""
 _BLOCK = 1 << 20
 
 
@@ -58,7 +61,7 @@ class Question:
         command = _pip(
             "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--no-input",
             "--disable-pip-version-check", "--only-binary=:all:", "--retries", "0",
-            "--timeout", f"{PATIENCE:g}", "--report", "-", self.requirement,
+            "--timeout", f"{_SILENCE:g}", "--report", "-", self.requirement,
         )  # fmt: skip
         if command is not None:
             self._process = subprocess.Popen(

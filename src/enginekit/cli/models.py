@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from rich.table import Table
-
 from enginekit import catalog
-from enginekit.cli.output import print_json, stdout
+from enginekit.cli import table
+from enginekit.cli.output import print_json
 from enginekit.facts.model import Capabilities, ModelSpec
 
 
@@ -30,19 +29,22 @@ def models(word: str = "", /, *, json: bool = False) -> int:
         near = ", ".join(catalog.suggestions(word))
         sys.stderr.write(f"no model is called {word!r}" + (f"; near: {near}\n" if near else "\n"))
         return 1
-    table = Table(box=None, pad_edge=False, header_style="")
-    for title in ("name", "on Ollama", "parameters", "context", "can", "license"):
-        table.add_column(title, justify="right" if title in ("parameters", "context") else "left")
-    for spec in found:
-        table.add_row(
-            spec.name,
-            spec.names.ollama,
-            _parameters(spec),
-            str(spec.context_length),
-            " ".join(_can(spec.capabilities)),
-            spec.license,
-        )
-    stdout.print(table)
+    table.show(
+        ("name", "parameters", "context", "can", "license", "on Ollama"),
+        [
+            (
+                spec.name,
+                _parameters(spec),
+                str(spec.context_length),
+                " ".join(_can(spec.capabilities)),
+                spec.license,
+                spec.names.ollama,
+            )
+            for spec in found
+        ],
+        right=("parameters", "context"),
+        optional=("on Ollama", "license", "can"),
+    )
     sys.stderr.write(
         "\nwhat one needs: enginekit plan NAME; any GGUF file or hf:// name works too\n"
     )

@@ -104,7 +104,8 @@ class ProgressDisplay:
             if self._timer is None:
                 return
             if not stderr.is_terminal:
-                self._say()
+                if time.monotonic() - self._said >= PLAIN_EVERY:
+                    self._say()
                 return
             columns: tuple[Any, ...] = (
                 (
