@@ -29,8 +29,10 @@ RECORDED = {
     # context_exceeded: the runner's JSON inside the text has both numbers
     "n_truncate_false": "ContextOverflow limit=512 requested=45047",
     "native/n_overflow_system": "ContextOverflow limit=512 requested=4540",
+    "n_ctx_padded": "ContextOverflow limit=768 requested=822",
     "n_overflow_shift_false": "ContextOverflow limit=None requested=None",
     "embed/n_embed_long": "ContextOverflow limit=None requested=None",
+    "embed/n_embed_over": "ContextOverflow limit=None requested=None",
     # model_not_found: four wordings
     "n_err_model": "ModelNotFound model='no-such-model'",
     "n_err_model_stream": "ModelNotFound model='no-such-model'",
@@ -48,6 +50,7 @@ RECORDED = {
     "n_images": "Unsupported feature='images'",
     "native/n_images": "Unsupported feature='images'",
     "native/n_tools_logprobs_stream": "Unsupported feature='combination'",
+    "native/n_tools_logprobs_plain": "Unsupported feature='combination'",
     "n_cloud_model": "Unsupported feature='cloud'",
     "n_err_route": "Unsupported feature='/api/nope'",
     "n_err_method": "Unsupported feature='/api/chat'",

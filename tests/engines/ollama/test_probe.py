@@ -59,6 +59,9 @@ def rec(name: str) -> Answer:
     return load("ollama", name).answer
 
 
+NONE_LOADED = {"GET /api/ps": answer({"models": []})}
+
+
 SHOWS = {
     "llama3.1:latest": "n_show",
     "native:latest": "native/n_show",
@@ -323,7 +326,10 @@ def test_embed_dimensions_that_were_not_heeded_are_an_error():
 def test_embed_errors():
     request = EmbedRequest(model="embed", texts=("a",))
     with pytest.raises(ContextOverflow):
-        play(Ollama(TARGET).embed(request), {"POST /api/embed": rec("embed/n_embed_long")})
+        play(
+            Ollama(TARGET).embed(request),
+            {**NONE_LOADED, "POST /api/embed": rec("embed/n_embed_long")},
+        )
     with pytest.raises(Unsupported):
         play(Ollama(TARGET).embed(request), {"POST /api/embed": rec("n_embed")})
     short = answer({"model": "embed", "embeddings": []})
@@ -342,8 +348,16 @@ def test_an_overflow_of_an_embedding_names_the_window_that_is_known():
     with pytest.raises(ContextOverflow) as caught:
         play(
             Ollama(TARGET, facts=facts).embed(request),
-            {"POST /api/embed": rec("embed/n_embed_long")},
+            {**NONE_LOADED, "POST /api/embed": rec("embed/n_embed_long")},
         )
+    assert caught.value.limit == 4096
+
+
+def test_an_overflow_of_an_embedding_names_the_window_the_call_was_loaded_with():
+    """Trained on 16384 tokens, loaded with 4096 by the very call that did not fit."""
+    recorded = {"POST /api/embed": rec("embed/n_embed_over"), "GET /api/ps": rec("embed/n_ps")}
+    with pytest.raises(ContextOverflow) as caught:
+        play(Ollama(TARGET).embed(EmbedRequest(model="Embed", texts=("a",))), recorded)
     assert caught.value.limit == 4096
 
 

@@ -397,6 +397,35 @@ def test_inline_thinking_of_a_model_that_is_not_known_to_think_is_split():
     assert got.text == "Hello there! A café is near."
 
 
+THINKER = {"show": "thinker/n_show", "capabilities": ("completion", "tools", "thinking")}
+
+
+def test_thinking_that_was_switched_off_and_came_all_the_same_is_split():
+    """The server then looks for no tags: they come as text."""
+    encoded = encode(ollama(**THINKER), reasoning=False, stream=True)
+    recording = load("ollama", "thinker/n_think_off_thinks")
+    assert encoded.call.json["think"] is recording.request["think"] is False
+    got = decode(encoded.decoder(), [recording.body])
+    assert (got.reasoning, got.text) == ("Greet them back.", "Hello there! A café is near.")
+
+
+@pytest.mark.parametrize("name", ["n_format_unthought", "n_format_unthought_stream"])
+def test_a_choice_that_was_not_applied_is_no_answer(name):
+    """A thinking model that answers at once is never constrained: HTTP 200, done, and prose."""
+    recording = load("ollama", f"thinker/{name}")
+    choice = Constraint(kind="choice", value=("red", "blue"))
+    encoded = encode(ollama(**THINKER), constraint=choice, stream=recording.request["stream"])
+    assert encoded.call.json["format"] == recording.request["format"]
+    got = decode(encoded.decoder(), [recording.body])
+    assert isinstance(got.failure, BadOutput)
+    assert got.text == ""
+    assert "reasoning=False" in (got.failure.hint or "")
+    again = encode(ollama(**THINKER), constraint=choice, reasoning=False)
+    recorded = load("ollama", "thinker/n_format_think_off")
+    assert again.call.json["think"] is recorded.request["think"] is False
+    assert decode(again.decoder(), [recorded.body]).text == "red"
+
+
 # ---------------------------------------------------------------------------------- thinking
 
 
@@ -603,14 +632,16 @@ def test_tools_with_a_constraint_are_refused():
     encode(tools=(ADD,), tool_choice=ToolChoice(mode="none"), constraint=Constraint(kind="json"))
 
 
-def test_logprobs_with_streamed_tools_are_asked_for_whole_on_jinja_models():
+@pytest.mark.parametrize("stream", [True, False])
+def test_logprobs_with_tools_are_refused_on_jinja_models(stream):
+    """Ollama streams from its runner whatever was asked, and the runner refuses the two together."""
     sampling = Sampling(logprobs=True)
     native = ollama(show="native/n_show")
-    encoded = encode(native, tools=(ADD,), sampling=sampling, stream=True)
-    assert encoded.call.json["stream"] is False
-    assert encoded.call.framing == "json"
-    assert any("one piece" in note for note in encoded.receipt.notes)
-    assert body(ollama(), tools=(ADD,), sampling=sampling, stream=True)["stream"] is True
+    with pytest.raises(Unsupported, match="log-probabilities together with tools"):
+        encode(native, tools=(ADD,), sampling=sampling, stream=stream)
+    assert body(ollama(), tools=(ADD,), sampling=sampling, stream=stream)["stream"] is stream
+    forced = ToolChoice(mode="required")
+    assert body(native, tools=(ADD,), tool_choice=forced, sampling=sampling)["logprobs"] is True
 
 
 # ---------------------------------------------------------------------------------- constraints

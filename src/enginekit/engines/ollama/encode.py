@@ -70,7 +70,7 @@ def encode_chat(engine: Engine, model: ModelFacts, request: ChatRequest, stream:
     headers = _scalars(draft, request, plan)
     _messages(engine, draft, plan)
     if "format" not in draft.body:
-        if not model.has("thinking"):
+        if not model.has("thinking") or draft.body.get("think") is False:
             plan.wraps.append(ThinkSplitter)
     elif model.has("thinking"):
         draft.receipt.notes.append(
@@ -205,11 +205,12 @@ def _logprobs(draft: Draft, sampling: Sampling, plan: Plan) -> Sampling:
     )
     if on and older_than(draft.receipt.engine_version, LOGPROBS_SINCE):
         draft.refuse("sampling.logprobs", "this version has no log-probabilities", hint="update it")
-    if on and plan.sends_tools and plan.stream and plan.model.path != "rendered":
-        plan.stream = False
-        plan.whole = (
-            "asked for without streaming, because models with a Jinja template cannot stream "
-            "log-probabilities together with tools: the answer comes in one piece"
+    if on and plan.sends_tools and plan.model.path == "native":
+        draft.refuse(
+            "sampling.logprobs",
+            "models with a Jinja template have no log-probabilities together with tools",
+            case="with_tools",
+            hint="ask without tools, or force the call by tool_choice",
         )
     if sampling.logprobs is UNSET and on:
         draft.need("logprobs", True, note="top_logprobs alone would give nothing")
@@ -272,8 +273,6 @@ def _finish(
     draft.options()
     _defaults(draft, request, plan)
     receipt = draft.receipt
-    if plan.whole:
-        receipt.notes.append(plan.whole)
     if older_than(receipt.engine_version, HONEST_SINCE):
         receipt.notes.append("this version knows no truncate and may cut a long prompt silently")
     if plan.model.remote or is_cloud(request.model):

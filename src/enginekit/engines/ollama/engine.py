@@ -190,8 +190,7 @@ class Ollama(Engine):
         try:
             value = yield from self._ask("POST", path, draft.body, timeout=LOADING)
         except ContextOverflow as error:
-            model = self.model_facts(request.model)
-            error.limit = error.limit or model.window or model.num_ctx or model.trained
+            error.limit = error.limit or (yield from self._window(request.model))
             raise
         try:
             vectors = value["embeddings"]
@@ -215,6 +214,23 @@ class Ollama(Engine):
             model=value.get("model"),
             usage=read_usage(value),
         )
+
+    def _window(self, model: str) -> Operation[int | None]:
+        """The window of a model that was just used: the refusal did not name it.
+
+        Asked anew, because the call itself may have loaded the model.
+        """
+        known = self.model_facts(model)
+        try:
+            running = yield from self._ask("GET", "/api/ps")
+            loaded = _models(self, "/api/ps", running)
+        except EngineKitError:
+            loaded = []
+        wanted = full_name(model)
+        for item in loaded:
+            if full_name(str(item.get("name"))) == wanted and item.get("context_length"):
+                return int(item["context_length"])
+        return known.window or known.num_ctx or known.trained
 
     def load_state(self) -> Operation[Load]:
         """What is loaded and how much memory it takes; Ollama tells no queue and no requests."""

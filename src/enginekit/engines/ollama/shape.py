@@ -31,7 +31,6 @@ class Plan:
         model: what is known of the model asked for.
         messages: the conversation as it will go out, instructions added.
         wraps: decoders to put around the reply's, innermost first.
-        whole: why the answer is asked for in one piece although a stream is wanted, or "".
     """
 
     model: ModelFacts
@@ -41,7 +40,6 @@ class Plan:
     wraps: list[Callable[[Inner], Inner]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sends_tools: bool = False
-    whole: str = ""
 
 
 # ---------------------------------------------------------------------------------- tools
