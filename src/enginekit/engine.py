@@ -316,16 +316,38 @@ class Engine(ABC):
             timeout=timeout,
         )
 
-    def refuse(self, feature: Feature | str, why: str, *, rule: str, hint: str = "") -> NoReturn:
-        """Raise Unsupported for this engine."""
+    def refuse(
+        self,
+        feature: Feature | str,
+        why: str,
+        *,
+        rule: str,
+        hint: str = "",
+        status: int | None = None,
+    ) -> NoReturn:
+        """Raise Unsupported for this engine; `status` when its server said so."""
         raise Unsupported(
             f"{self.name} cannot do this: {why}",
             hint=hint or None,
             engine=self.name,
             url=self.target.base_url,
+            status=status,
             feature=feature,
             rule=rule,
         )
+
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """What a refusal by the server says of its capabilities, so that it is not asked again.
+
+        Called for refusals that came from the server only. The default learns nothing: an engine
+        names the features that depend on how its server was started, and not on one request.
+        """
+        return {}
+
+    def remember(self, found: Mapping[Feature, Capability]) -> None:
+        """Lay what was found out over what the server said of itself."""
+        facts = self.facts or ServerFacts()
+        self.facts = replace(facts, capabilities={**facts.capabilities, **found})
 
     # -- operations ---------------------------------------------------------------------
 
@@ -342,6 +364,15 @@ class Engine(ABC):
     @abstractmethod
     def probe(self) -> Operation[ServerFacts]:
         """Ask the server what it is. Raises an EngineError when it does not answer."""
+
+    def settle(self, feature: Feature) -> Operation[None]:
+        """Find out, cheaply and without any text of a caller, what the probe left open.
+
+        Asked before the first use of a feature whose support is `server`; what is found is laid
+        over the facts with `remember`. The default finds out nothing.
+        """
+        return
+        yield  # makes this a generator
 
     @abstractmethod
     def ready(self, model: str) -> Operation[bool]:

@@ -6,7 +6,9 @@ Retries live here and nowhere else, and only before the first token.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
 
 from enginekit.engine import Budgets, Encoded, Engine, Open, Operation, Sleep
 from enginekit.errors import (
@@ -17,9 +19,10 @@ from enginekit.errors import (
     ModelNotFound,
     Overloaded,
     Unreachable,
+    Unsupported,
     describe_choices,
 )
-from enginekit.facts.engine import Feature
+from enginekit.facts.engine import Capability, Feature
 from enginekit.types import (
     UNSET,
     AudioPart,
@@ -33,6 +36,8 @@ from enginekit.types import (
     TokenLogprob,
     ToolChoice,
 )
+
+_T = TypeVar("_T")
 
 FIRST_BACKOFF = 0.25
 """Seconds before the first retry; doubled each time, at most `MAX_BACKOFF`."""
@@ -57,7 +62,50 @@ def open_reply(
     """
     refuse_lacking(engine, request)
     encoded = engine.encode(request, stream=stream)
+    try:
+        return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
+    except Unsupported as refusal:
+        found = learn(engine, refusal)
+        if not found or any(fact.support != "emulated" for fact in found.values()):
+            raise
+        # The server refused before it generated anything: ask again, by other means.
+        encoded = engine.encode(request, stream=stream)
+        encoded.receipt.notes.append(f"the server refused this natively: {refusal.message}")
     return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
+
+
+def asked(engine: Engine, feature: Feature, operation: Operation[_T]) -> Operation[_T]:
+    """Run an operation that needs a feature, unless this very server is known to lack it.
+
+    What the server refuses is remembered: the next call is refused before anything is sent.
+    """
+    if engine.facts is not None and engine.capability(feature).support == "server":
+        with suppress(EngineKitError):  # what went wrong the operation itself will say
+            yield from engine.settle(feature)
+    fact = (engine.facts.capabilities if engine.facts is not None else {}).get(feature)
+    if fact is not None and fact.support == "none":
+        operation.close()
+        _refuse(engine, feature, fact)
+    try:
+        return (yield from operation)
+    except Unsupported as refusal:
+        learn(engine, refusal)
+        raise
+
+
+def learn(engine: Engine, refusal: Unsupported) -> Mapping[Feature, Capability]:
+    """Remember what a refusal says of the server; returns what was new in it."""
+    if refusal.status is None:
+        return {}
+    found = engine.learnt(refusal)
+    if found:
+        engine.remember(found)
+    return found
+
+
+def _refuse(engine: Engine, feature: Feature, fact: Capability) -> NoReturn:
+    note = fact.note or f"the server has no {feature.replace('_', ' ')}"
+    engine.refuse(feature, note, rule=f"{engine.profile.name}.{feature}")
 
 
 def refuse_lacking(engine: Engine, request: ChatRequest | CompletionRequest) -> None:
@@ -68,8 +116,7 @@ def refuse_lacking(engine: Engine, request: ChatRequest | CompletionRequest) -> 
     lacking = [feature for feature, fact in told.items() if fact.support == "none"]
     for feature in lacking:
         if feature in needs(request):
-            note = told[feature].note or f"the server has no {feature.replace('_', ' ')}"
-            engine.refuse(feature, note, rule=f"{engine.profile.name}.{feature}")
+            _refuse(engine, feature, told[feature])
 
 
 def needs(request: ChatRequest | CompletionRequest) -> frozenset[Feature]:

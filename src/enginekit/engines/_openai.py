@@ -18,7 +18,8 @@ from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines._openai_tools import Plan, ToolSteps, Wrap, wire_choice, wire_tool
 from enginekit.engines._params import Draft, Table
 from enginekit.engines._wrap import Echo, Inner
-from enginekit.errors import EngineKitError
+from enginekit.errors import EngineKitError, Unsupported
+from enginekit.facts.engine import Capability, Feature
 from enginekit.types import (
     UNSET,
     AnyRequest,
@@ -69,6 +70,20 @@ class OpenAIEngine(ToolSteps):
     ) -> EngineKitError:
         """The error that this refusal means, by the engine's table and then the common one."""
         return classify(self, self.faults, read_fault(status, headers, body, path=path))
+
+    learns: ClassVar[frozenset[Feature]] = frozenset()
+    """Features of which a refusal tells how the server was started, so that it holds for good."""
+
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """The feature that was refused, or the one whose route is absent, if it is in `learns`."""
+        routes: dict[str, Feature] = {self.chat_path: "chat", self.completion_path: "completion"}
+        feature = routes.get(refusal.feature, refusal.feature)
+        if feature not in self.learns:
+            return {}
+        note = f"the server said so: {refusal.message}"
+        if refusal.hint:
+            note += f" ({refusal.hint})"
+        return {feature: Capability(support="none", evidence="observed", note=note)}
 
     # -- chat ---------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from enginekit.engine import Answer, Engine, Operation
 from enginekit.engines._openai_decode import parse_json, read_usage
 from enginekit.engines._params import Draft
-from enginekit.errors import MalformedReply
+from enginekit.errors import BadRequest, EngineError, MalformedReply, Unsupported
 from enginekit.types import UNSET, Embeddings, EmbedRequest, Ranking, RerankRequest, Score
 
 LONG = 600.0
@@ -42,6 +42,34 @@ def ask(
             url=engine.target.base_url,
             status=answer.status,
         ) from error
+
+
+NEVER_RENDERED: Final = "{{ messages }}"
+
+
+def takes_tools(engine: Engine, model: str, path: str) -> Operation[bool | None]:
+    """Whether a vLLM server has a tool parser; None when its answer is unclear.
+
+    The request can be answered by nothing but a refusal: it brings a chat template, which the
+    server takes only when it was started to trust one, and looks for the parser before that. A
+    server that trusts templates generates one token. No prompt of a caller is in it.
+    """
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        "chat_template": NEVER_RENDERED,
+        "max_tokens": 1,
+    }
+    try:
+        yield from ask(engine, "POST", path, body, timeout=60)
+    except Unsupported as error:
+        return False if error.feature == "tools" else None
+    except BadRequest as error:
+        return True if "chat template" in error.message.lower() else None
+    except EngineError:
+        return None
+    return True
 
 
 def malformed(engine: Engine, path: str, value: Any, error: Exception) -> MalformedReply:

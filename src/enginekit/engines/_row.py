@@ -30,6 +30,7 @@ from enginekit.types import (
     Embeddings,
     EmbedRequest,
     Ranking,
+    Receipt,
     RerankRequest,
 )
 
@@ -106,6 +107,12 @@ class Row(OpenAIEngine):
     metrics: ClassVar[Mapping[str, str]] = {}
 
     # -- requests -----------------------------------------------------------------------
+
+    def receipt(self) -> Receipt:
+        """An empty receipt that says that nobody ran such a server."""
+        receipt = super().receipt()
+        receipt.notes.append(NOT_RUN.format(title=self.profile.title))
+        return receipt
 
     def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
         return [ThinkSplitter]

@@ -24,10 +24,19 @@ from enginekit.errors import (
     Unreachable,
     Unsupported,
 )
-from enginekit.facts.engine import ServerFacts
+from enginekit.facts.engine import Feature, ServerFacts
 from enginekit.fallback import first, none_could, open_first
 from enginekit.kit import embedded, images
-from enginekit.kit.route import Route, explained, forget_route, probe_once, resolve, roomier
+from enginekit.kit.route import (
+    Route,
+    explained,
+    forget_route,
+    keep_facts,
+    probe_once,
+    resolve,
+    roomier,
+)
+from enginekit.operations import asked as unless_lacking
 from enginekit.operations import open_reply
 from enginekit.types import (
     ChatRequest,
@@ -191,7 +200,9 @@ class Calls:
                 max_retries=self._retries if patient else 0,
             )
         except EngineError as error:
-            if not isinstance(error, Unsupported):
+            if isinstance(error, Unsupported):
+                keep_facts(route)
+            else:
                 forget_route(route)
             if isinstance(error, ContextOverflow) and route.lease is not None:
                 raise roomier(error) from error
@@ -207,6 +218,7 @@ class Calls:
                         )
                 raise explained(route, error) from error
             raise
+        keep_facts(route)
         if route.notes or fetched:
             opened.receipt.notes.extend((*route.notes, *fetched))
         return opened
@@ -235,7 +247,7 @@ class Calls:
         route = yield from self._route(0, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
-        return (yield from route.engine.embed(request))
+        return (yield from _asked(route, "embeddings", route.engine.embed(request)))
 
     def _rerank(self, request: RerankRequest) -> Operation[Ranking]:
         if not request.documents:
@@ -243,26 +255,38 @@ class Calls:
         route = yield from self._route(0, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
-        return (yield from route.engine.rerank(request))
+        return (yield from _asked(route, "rerank", route.engine.rerank(request)))
 
     def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
         def on(engine: Engine, model: str) -> Operation[int]:
             return engine.count_tokens(request if request.model else replace(request, model=model))
 
-        return self._on_engine(on, request.model or None)
+        return self._on_engine(on, request.model or None, "count_tokens")
 
     def _ids(self, text: str, model: str | None) -> Operation[tuple[tuple[int, ...], str]]:
-        return self._on_engine(lambda e, m: e.tokenize(text, model=m), model)
+        return self._on_engine(lambda e, m: e.tokenize(text, model=m), model, "tokenize")
+
+    def _text(self, tokens: Sequence[int], model: str | None) -> Operation[tuple[str, str]]:
+        return self._on_engine(lambda e, m: e.detokenize(tokens, model=m), model, "detokenize")
 
     def _on_engine(
-        self, make: Callable[[Engine, str], Operation[_T]], model: str | None = None
+        self,
+        make: Callable[[Engine, str], Operation[_T]],
+        model: str | None = None,
+        feature: Feature | None = None,
     ) -> Operation[tuple[_T, str]]:
-        """The outcome, and the name of the engine it is from: of a list the first that can."""
+        """The outcome, and the name of the engine it is from: of a list the first that can.
+
+        Refused before anything is sent where the server is known to lack `feature`.
+        """
         self._prepare()
 
         def on(number: int, patient: bool) -> Operation[tuple[_T, str]]:
             route = yield from self._route(number, model, patient=patient)
-            return (yield from make(route.engine, model or route.model)), route.engine.name
+            operation = make(route.engine, model or route.model)
+            if feature is not None:
+                operation = _asked(route, feature, operation)
+            return (yield from operation), route.engine.name
 
         if not self._lists:
             return (yield from on(0, True))
@@ -285,6 +309,14 @@ def _refuse_one_for_all(config: Config, engines: Sequence[str]) -> None:
             f"{name} (from {setting.where}) could be that of any engine in {','.join(engines)!r}",
             hint=f"give each its own: {variables}, or {key} under [engines.NAME] in a file",
         )
+
+
+def _asked(route: Route, feature: Feature, operation: Operation[_T]) -> Operation[_T]:
+    """The operation, unless the server is known to lack what it needs; what it refuses is kept."""
+    try:
+        return (yield from unless_lacking(route.engine, feature, operation))
+    finally:
+        keep_facts(route)
 
 
 def _nothing_sent() -> Receipt:

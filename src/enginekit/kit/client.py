@@ -170,7 +170,7 @@ class Client(Calls):
 
     def detokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
         """Text of token ids."""
-        return self._run(self._on_engine(lambda e, m: e.detokenize(tokens, model=m), model))[0]
+        return self._run(self._text(tokens, model))[0]
 
     def models(self) -> tuple[ModelCard, ...]:
         """The models the server lists."""
@@ -178,7 +178,15 @@ class Client(Calls):
 
     def load_state(self) -> Load:
         """Queue depth, running requests and cache use of the server."""
-        return self._run(self._on_engine(lambda e, _: e.load_state()))[0]
+        return self._run(self._on_engine(lambda e, _: e.load_state(), feature="metrics"))[0]
+
+    def load(self, model: str | None = None) -> None:
+        """Load a model into the server's memory, or wake a server that sleeps."""
+        self._run(self._on_engine(lambda e, m: e.load(m), model, "load"))
+
+    def unload(self, model: str | None = None) -> None:
+        """Take a model out of the server's memory, where the server can."""
+        self._run(self._on_engine(lambda e, m: e.unload(m), model, "unload"))
 
     def run(self, operation: Operation[_T]) -> _T:
         """Run any operation on the blocking driver, without resolving an engine first."""
@@ -233,6 +241,23 @@ class Client(Calls):
     async def amodels(self) -> tuple[ModelCard, ...]:
         """As `models`."""
         return (await self._arun(self._on_engine(lambda e, _: e.models())))[0]
+
+    async def adetokenize(self, tokens: Sequence[int], *, model: str | None = None) -> str:
+        """As `detokenize`."""
+        return (await self._arun(self._text(tokens, model)))[0]
+
+    async def aload_state(self) -> Load:
+        """As `load_state`."""
+        operation = self._on_engine(lambda e, _: e.load_state(), feature="metrics")
+        return (await self._arun(operation))[0]
+
+    async def aload(self, model: str | None = None) -> None:
+        """As `load`."""
+        await self._arun(self._on_engine(lambda e, m: e.load(m), model, "load"))
+
+    async def aunload(self, model: str | None = None) -> None:
+        """As `unload`."""
+        await self._arun(self._on_engine(lambda e, m: e.unload(m), model, "unload"))
 
     async def arun(self, operation: Operation[_T]) -> _T:
         """As `run`, on the async driver."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,8 +57,9 @@ def address_of(config: Config, engine: str) -> str:
 
 
 def forget_facts() -> None:
-    """Forget what servers said of themselves; the next call asks again."""
+    """Forget what servers said of themselves; the next call asks again (and warns again)."""
     _facts.clear()
+    _warned.clear()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -291,6 +293,36 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
         # A server from a wheel may not know its own build; the wheel's version says more.
         facts = replace(facts, version=f"xllamacpp {route.lease.version}")
     engine.facts = _facts[key] = facts
+    _warn_unverified(engine, facts)
+
+
+_warned: set[tuple[str, str | None]] = set()
+"""Engines and versions of which it was said that nobody tested them."""
+
+
+def _warn_unverified(engine: Engine, facts: ServerFacts) -> None:
+    """Say once per process that a version is newer than any tested: what is documented is assumed.
+
+    Of an engine that nobody ever tested every receipt says so instead.
+    """
+    key = (engine.profile.name, facts.version)
+    if facts.verified or not engine.profile.tested or key in _warned:
+        return
+    _warned.add(key)
+    warnings.warn(
+        f"{engine.profile.title} {facts.version} at {engine.target.base_url} is newer than "
+        f"{engine.profile.tested[-1]}, the newest that was tested: what is documented is assumed",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def keep_facts(route: Route) -> None:
+    """Let every client know what this route's engine learnt of its server since it was probed."""
+    engine = route.engine
+    key = (engine.name, engine.target.base_url, route.model)
+    if engine.facts is not None and key in _facts:
+        _facts[key] = engine.facts
 
 
 def explained(route: Route, error: Unreachable) -> Unreachable:

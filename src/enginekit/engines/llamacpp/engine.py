@@ -11,7 +11,7 @@ from enginekit.engines._params import Draft
 from enginekit.engines.llamacpp.facts import facts_of, model_cards, router_facts
 from enginekit.engines.llamacpp.requests import LlamaCppRequests
 from enginekit.errors import EngineError, EngineFault, EngineLoading, ModelNotFound, Unsupported
-from enginekit.facts.engine import Load, ModelCard, ServerFacts
+from enginekit.facts.engine import Capability, Feature, Load, ModelCard, ServerFacts
 from enginekit.types import (
     UNSET,
     ChatRequest,
@@ -132,6 +132,22 @@ class LlamaCpp(LlamaCppRequests):
             draft.enter("top_n", "sent", {"top_n": request.top_n})
         draft.options()
         return (yield from routes.rerank(self, request, draft))
+
+    def settle(self, feature: Feature) -> Operation[None]:
+        """Whether the server was started for this, by a request without any text.
+
+        It looks at its flags before it reads the body: 501 where they lack, 400 where not.
+        """
+        path = {"embeddings": "/embedding", "rerank": "/reranking"}.get(feature)
+        if path is None or self._router:
+            return
+        answer: Answer = yield self.call("POST", path, {})
+        if answer.status == 501:
+            refusal = self.failure(answer.status, answer.headers, answer.body, path=path)
+            if isinstance(refusal, Unsupported):
+                self.remember(self.learnt(refusal))
+        elif answer.status == 400:
+            self.remember({feature: Capability(support="native", evidence="probed")})
 
     def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
         """`/tokenize`, without special tokens added; text that looks like one is read as one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from enginekit.engines._wrap import Inner, PrefixStrip
 from enginekit.engines.llamacpp.faults import FAULTS
 from enginekit.engines.llamacpp.infill import InfillDecoder
 from enginekit.engines.llamacpp.profile import PROFILE, SAMPLING
-from enginekit.facts.engine import EngineProfile
+from enginekit.errors import Unsupported
+from enginekit.facts.engine import Capability, EngineProfile, Feature
 from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint
 
 
@@ -34,6 +35,17 @@ class LlamaCppRequests(OpenAIEngine):
         "asked for as a stream although a whole reply was wanted: only then does the server stop "
         "generating when the caller leaves"
     )
+
+    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "rerank", "fim", "metrics"})
+
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """With one model, whatever its flags rule out; with `--no-jinja`, that tools are emulated."""
+        if self._router:
+            return {}
+        if refusal.feature == "tools":
+            note = "by a JSON schema: the server was started with --no-jinja"
+            return {"tools": Capability(support="emulated", evidence="observed", note=note)}
+        return super().learnt(refusal)
 
     @property
     def _router(self) -> bool:

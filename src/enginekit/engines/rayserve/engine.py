@@ -17,6 +17,7 @@ from enginekit.engines.rayserve.facts import (
     PROFILE,
     facts_of,
     model_cards,
+    tool_capabilities,
     undecorated,
 )
 from enginekit.errors import (
@@ -32,8 +33,15 @@ from enginekit.errors import (
     Unsupported,
     describe_choices,
 )
-from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
-from enginekit.types import UNSET, ChatRequest, Embeddings, EmbedRequest, Message, Tool
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Feature,
+    Load,
+    ModelCard,
+    ServerFacts,
+)
+from enginekit.types import UNSET, Embeddings, EmbedRequest
 
 LISTED = 5.0
 """Seconds `/v1/models` may take; while the ingress starts it hangs."""
@@ -46,12 +54,13 @@ READY = 10.0
 class RayServe(VLLMRequests):
     """A Ray Serve LLM ingress at one address.
 
-    Options (`[engines.rayserve.options]`): `probe_tools = true` lets `probe()` find out, by one
-    call of a single token, whether the model was deployed with a tool parser.
+    Options (`[engines.rayserve.options]`): `probe_tools = true` lets `probe()` find out whether the
+    model was deployed with a tool parser; else this is learnt from the first refusal.
     """
 
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "rayserve"
+    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings"})
     faults: ClassVar[tuple[Case, ...]] = FAULTS
     _window_hint: ClassVar[str] = "set max_tokens, or max_model_len in engine_kwargs"
 
@@ -121,19 +130,17 @@ class RayServe(VLLMRequests):
             tools = yield from self.takes_tools(cards[0].id)
         return facts_of(listing, fingerprint=fingerprint, tools=tools, answered=answered)
 
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """A tool parser that lacks, where there is one model: then calls are made by a schema."""
+        if self.facts is None or len(self.facts.models) != 1:
+            return {}
+        if refusal.feature == "tools":
+            return tool_capabilities(False, evidence="observed")
+        return super().learnt(refusal)
+
     def takes_tools(self, model: str) -> Operation[bool | None]:
-        """Whether the model has a tool parser, by a call of one token; None when unclear."""
-        trial = ChatRequest(
-            model=model, messages=(Message(role="user", content="hi"),), tools=(Tool(name="f"),)
-        )
-        body = {**self.encode(trial).call.json, "max_tokens": 1}
-        try:
-            yield from routes.ask(self, "POST", self.chat_path, body, timeout=60)
-        except Unsupported:
-            return False
-        except EngineError:
-            return None
-        return True
+        """Whether the model has a tool parser; None when unclear."""
+        return (yield from routes.takes_tools(self, model, self.chat_path))
 
     def _one_token(self, model: str, timeout: float) -> Operation[Mapping[str, Any]]:
         body = {"model": model, "prompt": "a", "max_tokens": 1}

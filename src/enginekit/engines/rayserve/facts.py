@@ -24,7 +24,14 @@ from enginekit.errors import (
     Overloaded,
     Unsupported,
 )
-from enginekit.facts.engine import Capability, EngineProfile, Feature, ModelCard, ServerFacts
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Evidence,
+    Feature,
+    ModelCard,
+    ServerFacts,
+)
 
 NEWEST_TESTED: Final = (0, 32)
 """Newest minor version of vLLM that was seen running behind it."""
@@ -293,14 +300,14 @@ def facts_of(
     )
 
 
-def tool_capabilities(native: bool) -> dict[Feature, Capability]:
+def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Feature, Capability]:
     """The capabilities of a model deployed with, or without, a tool parser."""
     capability = (
-        Capability(support="native", evidence="probed")
+        Capability(support="native", evidence=evidence)
         if native
         else Capability(
             support="emulated",
-            evidence="probed",
+            evidence=evidence,
             note=f"by a JSON schema; natively with {TOOL_ARGUMENTS}",
         )
     )

@@ -10,38 +10,46 @@ from enginekit.engines import _openai_routes as routes
 from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft
 from enginekit.engines._vllm_wire import VLLMRequests
-from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards
+from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards, tool_capabilities
 from enginekit.errors import (
     BadRequest,
-    EngineError,
     EngineLoading,
     ModelNotFound,
+    Redirected,
     Unreachable,
     Unsupported,
 )
-from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Feature,
+    Load,
+    ModelCard,
+    ServerFacts,
+)
 from enginekit.types import (
     UNSET,
     ChatRequest,
     Embeddings,
     EmbedRequest,
-    Message,
     Ranking,
     RerankRequest,
-    Tool,
 )
 
 
 class VLLM(VLLMRequests):
     """A vLLM OpenAI server at one address.
 
-    Options (`[engines.vllm.options]`): `probe_tools = true` lets `probe()` find out, by one call of
-    a single token, whether the server was started with a tool parser; else this is learnt from the
-    first refusal, which names the flags.
+    Options (`[engines.vllm.options]`): `probe_tools = true` lets `probe()` find out whether the
+    server was started with a tool parser; else this is learnt from the first refusal, and calls
+    are emulated from then on.
     """
 
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "vllm"
+    learns: ClassVar[frozenset[Feature]] = frozenset(
+        {"chat", "completion", "embeddings", "rerank", "load", "unload"}
+    )
 
     # -- probing ------------------------------------------------------------------------
 
@@ -76,19 +84,38 @@ class VLLM(VLLMRequests):
             tools = yield from self.takes_tools(cards[0].id)
         return facts_of(version, listing, tools=tools)
 
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """Also a tool parser that lacks: from then on calls are made by a schema."""
+        if refusal.feature == "tools":
+            return tool_capabilities(False, evidence="observed")
+        return super().learnt(refusal)
+
     def takes_tools(self, model: str) -> Operation[bool | None]:
-        """Whether the server has a tool parser, by a call of one token; None when unclear."""
-        trial = ChatRequest(
-            model=model, messages=(Message(role="user", content="hi"),), tools=(Tool(name="f"),)
-        )
-        body = {**self.encode(trial).call.json, "max_tokens": 1}
+        """Whether the server has a tool parser; None when unclear."""
+        return (yield from routes.takes_tools(self, model, self.chat_path))
+
+    def settle(self, feature: Feature) -> Operation[None]:
+        """Whether a route of pooling models is there, told by two requests that reach no route.
+
+        Of a path with a slash too many the server says where it belongs (307) if the route exists,
+        and 404 if not. Believed only if chats are told apart in the same way, which a gateway in
+        front of the server may not do.
+        """
+        path = {"embeddings": "/v1/embeddings/", "rerank": "/v1/rerank/"}.get(feature)
+        if path is None:
+            return
+        if (there := (yield from self._status(path))) == 307:
+            self.remember({feature: Capability(support="native", evidence="probed")})
+        elif there == 404 and (yield from self._status(f"{self.chat_path}/")) == 307:
+            note = f"it generates; one started with {self.profile.capability(feature).note} can"
+            self.remember({feature: Capability(support="none", evidence="probed", note=note)})
+
+    def _status(self, path: str) -> Operation[int | None]:
         try:
-            yield from routes.ask(self, "POST", self.chat_path, body, timeout=60)
-        except Unsupported:
-            return False
-        except EngineError:
-            return None
-        return True
+            answer: Answer = yield self.call("GET", path)
+        except Redirected as error:
+            return error.status
+        return answer.status
 
     def ready(self, model: str) -> Operation[bool]:
         """`/health` answers once the model is loaded, and `/v1/models` has the name.
@@ -165,6 +192,7 @@ class VLLM(VLLMRequests):
                 f"the server answered {error.status}; it serves no pooling model",
                 rule=f"vllm.{feature}",
                 hint=self.profile.capability(feature).note,
+                status=error.status,
             )
 
     def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
@@ -228,6 +256,7 @@ class VLLM(VLLMRequests):
                 "sleep mode is off",
                 rule=f"vllm.{verb}",
                 hint="start the server with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1",
+                status=error.status,
             )
         raise error
 

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from enginekit.engines._vllm_wire import TOOL_FLAGS
-from enginekit.facts.engine import Capability, EngineProfile, Feature, ModelCard, ServerFacts
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Evidence,
+    Feature,
+    ModelCard,
+    ServerFacts,
+)
 
 NEWEST_TESTED: Final = (0, 32)
 """Newest minor version that was seen running."""
@@ -115,14 +122,14 @@ def facts_of(
     )
 
 
-def tool_capabilities(native: bool) -> dict[Feature, Capability]:
+def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Feature, Capability]:
     """The capabilities of a server that was started with, or without, a tool parser."""
     capability = (
-        Capability(support="native", evidence="probed")
+        Capability(support="native", evidence=evidence)
         if native
         else Capability(
             support="emulated",
-            evidence="probed",
+            evidence=evidence,
             note=f"by a JSON schema; natively with {TOOL_FLAGS}",
         )
     )
