@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_what_belongs_to_another_engine_is_not_in_effect(place):
     assert [row.name for row in loaded.rows()] == ["engine", "lossy"]
 
 
-@pytest.mark.parametrize("way", ['proxy = "http://evil:1"', "verify = false"])
+@pytest.mark.parametrize("way", ['proxy = "http://evil:1"', "verify = false", 'ca_file = "ca.pem"'])
 def test_a_key_does_not_take_a_way_that_a_project_chose(place, way):
     env = {"ENGINEKIT_API_KEY": "secret", "ENGINEKIT_BASE_URL": "https://gpu:1"}
     loaded = load(place, env=env, project=way)
@@ -205,3 +206,30 @@ def test_a_key_does_not_take_a_way_that_a_project_chose(place, way):
 def test_a_projects_model_may_not_climb_out(place, model):
     with pytest.raises(ConfigError, match="outside the project"):
         load(place, project=f"model = '{model}'")
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "chown") or os.geteuid() != 0, reason="only root can give a file away"
+)
+@pytest.mark.parametrize("name", ["enginekit.toml", "pyproject.toml"])
+def test_a_file_of_another_user_in_a_folder_above_is_not_read(place, monkeypatch, name):
+    """As in `/tmp`, where everybody may write and everybody works."""
+    work = place / "work"
+    work.mkdir()
+    planted = place / name
+    header = "[tool.enginekit]\n" if name == "pyproject.toml" else ""
+    planted.write_text(f'{header}engine = "vllm"\nbase_url = "http://elsewhere:1"\n')
+    environ = {"ENGINEKIT_CONFIG_DIR": str(place / "user")}
+    assert config.load(environ=environ, directory=work).project_file == planted
+    os.chown(planted, 54321, 54321)
+    loaded = config.load(environ=environ, directory=work)
+    assert loaded.project_file is None
+    assert loaded.find("base_url") is None
+    assert loaded.notes == (f"{planted} belongs to another user and is not read",)
+    # A container that works in a folder of the host's user reads that user's file.
+    os.chown(work, 54321, 54321)
+    assert config.load(environ=environ, directory=work).project_file == planted
+
+
+def test_a_tool_entry_that_is_no_table_is_not_ours(place):
+    assert load(place, pyproject='tool = "none"').project_file is None
