@@ -202,7 +202,7 @@ def render() -> str:
             f"| {ours.cache:.2f} / {theirs.cache:.2f} | {ours.compute:.0f} / {theirs.compute:.0f} "
             f"| {ours.total:.0f} / {theirs.total:.0f} | {_percent(ours.total, theirs.total)} |"
         )
-    return "\n".join([*lines, "", *_loaded_table()]) + "\n"
+    return "\n".join([*lines, "", *_loaded_table(), "", *_published_tables()]) + "\n"
 
 
 def _loaded_table() -> Iterator[str]:
@@ -227,6 +227,74 @@ def _loaded_table() -> Iterator[str]:
             f"| {row['context']} | {row['slots']} | {file:.1f} / {theirs.weights:.0f} "
             f"| {ours.cache:.2f} / {theirs.cache:.2f} | {ours.compute:.2f} / {theirs.compute:.2f} "
             f"| {total + low:.0f} to {total + high:.0f} | {row['resident']} |"
+        )
+
+
+def _published_tables() -> Iterator[str]:
+    from tests.sizing.published import Pair, Row, llamacpp, vllm
+
+    def cell(row: Row, what: str) -> str:
+        pair = row.find(what)
+        if pair is None:
+            return ""
+        digits = 0 if pair.measured >= 1000 else 2
+        return f"{pair.ours:.{digits}f} / {pair.measured:.{digits}f}"
+
+    def worst(pairs: list[Pair]) -> str:
+        return f"{100 * max(abs(pair.error) for pair in pairs):.2f} %" if pairs else "-"
+
+    local, pool = llamacpp(), vllm()
+
+    def all_of(rows: list[Row], what: str) -> list[Pair]:
+        return [pair for row in rows for pair in row.pairs if pair.what == what]
+
+    plain = [row for row in local if row.mix == "plain"]
+    yield "## Against published measurements\n"
+    yield (
+        f"{len(local) + len(pool)} loads that people published with figures from the engines' own "
+        "logs (`tests/fixtures/published`, each with its source). The arithmetic follows the newest "
+        "builds; what an older one did by other rules is not compared, see the notes.\n"
+    )
+    yield "| | figures | largest error |"
+    yield "|---|---|---|"
+    for words, pairs in (
+        ("llama.cpp, weights where the label alone decides", all_of(plain, "weights")),
+        ("llama.cpp, cache", all_of(local, "cache")),
+        ("llama.cpp, weights, cache and compute together", all_of(local, "total")),
+        ("vLLM, tokens in the pool", all_of(pool, "tokens")),
+        ("vLLM, requests of full length", all_of(pool, "requests")),
+        ("vLLM, a GPU without its pool", all_of(pool, "total")),
+    ):
+        yield f"| {words} | {len(pairs)} | {worst(pairs)} |"
+    yield ""
+    yield "llama.cpp, MiB, ours / published:\n"
+    yield "| model | quantization | setting | weights | cache | compute | build | source | note |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in local:
+        cells = " | ".join(cell(row, what) for what in ("weights", "cache", "compute"))
+        note = row.note or {"vendor": "the publisher's own mixture"}.get(row.mix, "")
+        yield (
+            f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.version} "
+            f"| {row.source} | {note} |"
+        )
+    yield ""
+    yield (
+        "vLLM, GiB on each GPU, ours / published. Weights are those of the file with what kernels "
+        "pad; vLLM's own figure includes rotary tables. Activations are an upper bound: the sort of "
+        "PyTorch's sampler; kernels that sample without it need a third.\n"
+    )
+    yield (
+        "| model | quantization | setting | weights | activation | pool tokens | requests | version "
+        "| source | note |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in pool:
+        cells = " | ".join(
+            cell(row, what) for what in ("weights", "activation", "tokens", "requests")
+        )
+        yield (
+            f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.version} "
+            f"| {row.source} | {row.note} |"
         )
 
 

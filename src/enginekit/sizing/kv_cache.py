@@ -267,14 +267,23 @@ def vllm_pool(
 
     KV heads are divided by `tensor_parallel` but never below one: beyond that they are replicated.
     The latent of MLA is never divided. A sliding layer holds the blocks of its window and of the
-    tokens in flight, plus one. Recurrent state takes a page as large as an attention page.
+    tokens in flight, plus one. With recurrent state the attention block grows until its page holds
+    the state of one layer, and each layer keeps two such pages per request, as prefix caching
+    needs them.
     """
     max_len = max_len or spec.context_length
-    per_token = request = unknown = 0
-    page = 0
+    per_token = request = unknown = pages = 0
+    cells = {layer: _vllm_cell(layer, dtype, tensor_parallel) for layer, _ in _kinds(spec)}
+    widest = max(cells.values(), default=0)
+    if spec.recurrent is not None:
+        state = 2 * spec.recurrent.conv_elements + 4 * spec.recurrent.state_elements
+        state = -(-state // tensor_parallel)
+        if widest:
+            block_tokens = max(block_tokens, -(-state // (widest * block_tokens)) * block_tokens)
+            state = block_tokens * widest
+        pages = 2 * state * spec.recurrent_layers
     for layer, count in _kinds(spec):
-        token = _vllm_cell(layer, dtype, tensor_parallel)
-        page = max(page, token * block_tokens)
+        token = cells[layer]
         if layer.window:
             seen = min(layer.window - 1 + batched_tokens, max_len)
             blocks = -(-seen // block_tokens) + 1
@@ -284,11 +293,7 @@ def vllm_pool(
         size = blocks * block_tokens * token * count
         request += size
         unknown += size if layer.attention == "unknown" else 0
-    if spec.recurrent is not None:
-        state = 2 * spec.recurrent.conv_elements + 4 * spec.recurrent.state_elements
-        state = -(-state // tensor_parallel)
-        padded = -(-state // page) * page if page else state
-        request += padded * spec.recurrent_layers
+    request += pages
     stages = max(pipeline_parallel, 1)
     low, high, reason = _band(spec, request, unknown)
     return BlockPool(

@@ -90,11 +90,10 @@ class Pooling:
             return tokens, self.own_rows
         return tokens, max(sequences, users) if self.compiled else sequences
 
-    def weights(self, quantization: str) -> WeightTable:
+    def weights(self, quantization: str, tensor: int = 1) -> WeightTable:
         """Weights with what loading adds to the experts."""
-        return weight_table(
-            self.spec, quantization, self.policy.expert_padding.get(quantization.lower(), 1.0)
-        )
+        padding = self.policy.expert_padding.get(quantization.lower(), (1.0, 1.0))
+        return weight_table(self.spec, quantization, padding[tensor > 1])
 
     def fixed(self, setting: Setting, place: Shards) -> Fixed:
         """Weights, activations and runtime of one GPU."""
@@ -106,7 +105,7 @@ class Pooling:
         return found
 
     def _measure(self, setting: Setting, place: Shards) -> Fixed:
-        table = self.weights(setting.quantization)
+        table = self.weights(setting.quantization, place.tensor)
         parts = place.tensor * place.pipeline
         tail = table.tail - table.tied_copy
         size = table.layers[-1] // parts

@@ -162,7 +162,7 @@ def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
     yield TensorShape(name="token_embd", role="embedding", row=hidden, rows=vocab), -1
     if not spec.tied_embeddings and spec.causal:
         yield TensorShape(name="output", role="output", row=hidden, rows=vocab), -1
-    yield _vector("output_norm", hidden), -1
+    yield _vector("output_norm", traits.outer_norms * hidden), -1
     if traits.positions:
         yield (
             TensorShape(
@@ -215,6 +215,8 @@ def _block(spec: ModelSpec, layer: Layer, traits: Traits) -> Iterator[TensorShap
         yield from _attention(spec, layer, traits)
     if layer.ffn:
         yield from _feed_forward(hidden, layer.ffn, traits, "", "ffn")
+        if traits.bias:
+            yield _vector("ffn_bias", layer.ffn + hidden)
     if layer.moe:
         yield from _experts(spec, traits)
     if spec.per_layer_embedding:
@@ -252,7 +254,9 @@ def _attention(spec: ModelSpec, layer: Layer, traits: Traits) -> Iterator[Tensor
     if traits.qkv_bias:
         yield _vector("attn_bias", query + key + value)
     if traits.bias:
-        yield _vector("attn_output_bias", hidden + layer.heads)
+        yield _vector("attn_output_bias", hidden)
+    if traits.sinks:
+        yield _vector("attn_sinks", layer.heads)
 
 
 _ATTENTION: Final[Role] = "attention"

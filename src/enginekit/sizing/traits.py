@@ -7,7 +7,7 @@ catalog's models add up to the published numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -26,7 +26,11 @@ class Traits:
     gated_ffn: bool = True
     qkv_bias: bool = False
     bias: bool = False
-    """Bias on every matrix, BERT's way; on experts too for gpt-oss."""
+    """Bias on the attention's output and the feed-forward; on experts too for gpt-oss."""
+    sinks: bool = False
+    """A learned sink per query head (gpt-oss)."""
+    outer_norms: int = 1
+    """Norm vectors of the hidden width outside the blocks."""
     head_norms: int = 0
     """Norms over one head (Q and K)."""
     wide_norms: int = 0
@@ -48,7 +52,13 @@ class Traits:
 
 
 _QWEN3 = Traits(head_norms=2)
-_BERT = Traits(gated_ffn=False, bias=True, norms=4, positions=True, token_types=True)
+_BERT = Traits(
+    gated_ffn=False, bias=True, qkv_bias=True, norms=4, outer_norms=2, positions=True,
+    token_types=True,
+)  # fmt: skip
+_FUSED_BIASED = Traits(
+    gated_ffn=False, fused_qkv=True, bias=True, qkv_bias=True, norms=4, outer_norms=2
+)
 TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
     {
         "llama": Traits(),
@@ -75,7 +85,7 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "phi3": Traits(fused_qkv=True, fused_up=True),
         "command-r": Traits(norms=1),
         "cohere2": Traits(norms=1),
-        "gpt-oss": Traits(qkv_bias=True, bias=True),
+        "gpt-oss": Traits(qkv_bias=True, bias=True, sinks=True),
         "deepseek2": Traits(router_bias=True),
         "deepseek32": Traits(router_bias=True),
         "glm-dsa": Traits(router_bias=True),
@@ -90,7 +100,7 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "mamba": Traits(norms=1),
         "mamba2": Traits(norms=1),
         "internlm2": Traits(),
-        "stablelm": Traits(),
+        "stablelm": Traits(norms=4, outer_norms=2),
         "exaone": Traits(),
         "exaone4": Traits(head_norms=2),
         "ernie4_5": Traits(),
@@ -106,18 +116,18 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "phimoe": Traits(qkv_bias=True, bias=True),
         "chatglm": Traits(fused_qkv=True, fused_up=True, qkv_bias=True),
         "glm4": Traits(fused_up=True, norms=4),
-        "phi2": Traits(gated_ffn=False, bias=True, qkv_bias=True),
-        "starcoder2": Traits(gated_ffn=False, bias=True, qkv_bias=True),
-        "nemotron": Traits(gated_ffn=False),
-        "falcon": Traits(gated_ffn=False, fused_qkv=True),
+        "phi2": Traits(gated_ffn=False, bias=True, qkv_bias=True, outer_norms=2),
+        "starcoder2": Traits(gated_ffn=False, bias=True, qkv_bias=True, norms=4, outer_norms=2),
+        "nemotron": Traits(gated_ffn=False, norms=4, outer_norms=2),
+        "falcon": Traits(gated_ffn=False, fused_qkv=True, outer_norms=2),
         "mpt": Traits(gated_ffn=False, fused_qkv=True),
-        "bloom": Traits(gated_ffn=False, fused_qkv=True, bias=True),
-        "gptneox": Traits(gated_ffn=False, fused_qkv=True, bias=True),
-        "gpt2": Traits(gated_ffn=False, fused_qkv=True, bias=True, positions=True),
+        "bloom": replace(_FUSED_BIASED, outer_norms=4),
+        "gptneox": _FUSED_BIASED,
+        "gpt2": replace(_FUSED_BIASED, positions=True),
         "jamba": Traits(),
         "deci": Traits(),
         "bert": _BERT,
-        "nomic-bert": Traits(fused_qkv=True, norms=4, token_types=True),
+        "nomic-bert": Traits(fused_qkv=True, norms=4, outer_norms=2, token_types=True),
     }
 )
 """By llama.cpp architecture name."""

@@ -1,0 +1,84 @@
+"""Estimates against what people published of real loads, with the tolerances that we promise.
+
+Weights within 0.2 % where the label alone decides them, in the estimate's own range where the
+publisher mixed; llama.cpp's cache exact; vLLM's pool within 1.5 %; totals within 5 % or 300 MiB and
+never under by more than 2 %.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sizing.published import Pair, Row, llamacpp, vllm
+
+LLAMACPP, VLLM = llamacpp(), vllm()
+
+
+def figures(rows: list[Row], what: str) -> list[object]:
+    return [
+        pytest.param(row, pair, id=row.id)
+        for row in rows
+        for pair in row.pairs
+        if pair.what == what
+    ]
+
+
+def test_there_are_enough_rows_and_each_says_where_it_is_from() -> None:
+    rows = LLAMACPP + VLLM
+    assert len(rows) >= 40
+    assert sum(len(row.pairs) for row in rows) >= 80
+    assert all("/" in row.source and row.pairs for row in rows)
+    assert len({row.model for row in rows}) >= 18
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(LLAMACPP, "weights"))
+def test_weights_of_a_label(row: Row, pair: Pair) -> None:
+    if row.mix == "plain":
+        assert abs(pair.ours - pair.measured) <= 0.002 * pair.measured + pair.step
+    elif row.mix == "older":
+        assert abs(pair.error) <= 0.06
+    else:
+        assert pair.low - pair.step <= pair.measured <= pair.high + pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(LLAMACPP, "cache"))
+def test_the_cache_is_equal_to_the_printed_digits(row: Row, pair: Pair) -> None:
+    assert abs(pair.ours - pair.measured) <= 2 * pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(LLAMACPP, "compute"))
+def test_the_compute_buffer_is_an_upper_bound(row: Row, pair: Pair) -> None:
+    """The closed form is that of the newest build on CPU; GPU builds keep fewer rows beside logits."""
+    assert pair.low <= pair.measured <= 1.02 * pair.high
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(LLAMACPP, "total"))
+def test_totals(row: Row, pair: Pair) -> None:
+    off = abs(pair.ours - pair.measured)
+    assert off <= 0.05 * pair.measured or off <= 300
+    assert pair.error >= -0.02
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(VLLM, "weights"))
+def test_loaded_weights_lie_in_the_range(row: Row, pair: Pair) -> None:
+    """vLLM's figure includes rotary tables and what kernels repack."""
+    assert pair.low <= pair.measured <= pair.high + pair.step
+    if row.quantization in ("bf16", "fp8", "int8", "mxfp4"):
+        assert abs(pair.error) <= 0.012
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(VLLM, "activation"))
+def test_activations_lie_in_the_range(row: Row, pair: Pair) -> None:
+    assert pair.low - pair.step <= pair.measured <= pair.high + pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), [*figures(VLLM, "tokens"), *figures(VLLM, "requests")])
+def test_the_pool_holds_what_was_printed(row: Row, pair: Pair) -> None:
+    assert abs(pair.ours - pair.measured) <= 0.015 * pair.measured + pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(VLLM, "total"))
+def test_what_a_gpu_holds_beside_the_pool(row: Row, pair: Pair) -> None:
+    off = abs(pair.ours - pair.measured)
+    assert off <= 0.05 * pair.measured or off <= 0.3
+    assert pair.error >= -0.02
