@@ -243,6 +243,21 @@ def test_a_call_cut_by_the_token_limit_is_invalid_everywhere(
         assert [c["name"] for c in message.invalid_tool_calls] == ["get_weather"]
 
 
+@pytest.mark.parametrize("arguments", ['{"a": NaN}', "[1]", '{"a": 1}}', "Rome"])
+@pytest.mark.parametrize("kind", [VLLM, LlamaCpp])
+def test_arguments_that_are_no_json_object_are_an_invalid_call(
+    server: Server, kind: type[Wire], arguments: str
+) -> None:
+    wire = kind(server)
+    wire.says(Answer(calls=[("call_1", "get_weather", [arguments])], finish="tool_calls"))
+    model = model_of(wire).bind_tools([get_weather])
+    for message in (model.invoke("?"), added(list(model.stream("?")))):
+        assert message.tool_calls == []
+        (broken,) = message.invalid_tool_calls
+        assert (broken["name"], broken["id"]) == ("get_weather", "call_1")
+        assert broken["args"].startswith(arguments)
+
+
 def test_tool_results_go_back_with_their_ids(wire: Wire) -> None:
     wire.says(HELLO)
     model_of(wire).bind_tools([get_weather]).invoke(

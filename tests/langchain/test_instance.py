@@ -194,6 +194,7 @@ def test_tracing_parameters_follow_the_call() -> None:
         "ls_max_tokens": 9,
         "ls_stop": ["a"],
     }
+    assert EngineKitChat(engine="vllm")._get_ls_params()["engine"] == "vllm"  # type: ignore[typeddict-item]
     params = model._get_ls_params(stop=["b"], model="n", temperature=0, max_tokens=1)
     assert params["ls_model_name"] == "n"
     assert (params["ls_temperature"], params["ls_max_tokens"]) == (0, 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Final
 
 from enginekit.drivers.framing import Frames
 from enginekit.engine import Engine
@@ -308,14 +308,24 @@ _FINISH: dict[str, FinishReason] = {
 }
 
 
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON number")
+
+
+_STRICT: Final = json.JSONDecoder(parse_constant=_no_number)
+"""Python also reads NaN and Infinity, which no server would take back."""
+
+
 def arguments_problem(arguments: str) -> str | None:
     """None when `arguments` is the JSON text of an object (or empty), else what is wrong."""
     if not arguments.strip():
         return None
     try:
-        value = json.loads(arguments)
+        value = _STRICT.decode(arguments)
     except ValueError as error:
         return f"arguments are not valid JSON: {error}"
+    except RecursionError:
+        return "arguments are nested too deeply to be read"
     if not isinstance(value, dict):
         return f"arguments are JSON {type(value).__name__}, not an object"
     return None

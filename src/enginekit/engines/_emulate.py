@@ -209,7 +209,7 @@ class LiftedCall(Wrapper):
             end.repairs = (*end.repairs, "the answer was taken out of schema-constrained JSON")
         if self._name:
             arguments = "".join(self._arguments)
-            problem = None if self._value.closed else arguments_problem(arguments)
+            problem = arguments_problem(arguments)
             if not self._value.closed and end.finish_reason == "length":
                 problem = "the reply was cut by the token limit inside this call"
             call = ToolCall(

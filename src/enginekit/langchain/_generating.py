@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.language_models.base import LangSmithParams
 
@@ -82,6 +82,11 @@ class Generating(Connection):
         texts = stop if stop is not None else self.stop
         if texts:
             params["ls_stop"] = [texts] if isinstance(texts, str) else list(texts)
+        client = self._state.client
+        engine = client.engine.name if client is not None and client.engine else self.engine
+        if engine:
+            # Becomes metadata of the run; the provider is enginekit whatever answers.
+            cast(dict[str, Any], params)["engine"] = str(engine)
         return params
 
     def _token_ids(self, text: str) -> list[int]:
