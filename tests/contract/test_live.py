@@ -22,7 +22,15 @@ from enginekit.errors import (
     Unreachable,
     Unsupported,
 )
-from enginekit.types import Constraint, Message, Tool, ToolCall, ToolChoice
+from enginekit.types import (
+    Constraint,
+    EmbedRequest,
+    Message,
+    RerankRequest,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from tests.contract.conftest import chat
 from tests.support.generation import Meter
 from tests.support.scripted import GREETING, THOUGHT, WORDS
@@ -412,3 +420,23 @@ def test_the_list_of_models_has_the_one_in_use(client):
     names = {name for card in client.models() for name in (card.id, *card.aliases)}
     assert client.connect()
     assert client.model in names or f"{client.model}:latest" in names
+
+
+@pytest.mark.parametrize("name", ["embed", "rerank"])
+def test_a_server_that_generates_is_not_sent_texts_to_pool(client, scripted, name):
+    """Found out by the server's own answer to a request without any text, once."""
+    request: EmbedRequest | RerankRequest
+    if name == "embed":
+        feature, request = "embeddings", EmbedRequest(model="", texts=("a",))
+    else:
+        feature, request = "rerank", RerankRequest(model="", query="a", documents=("b", "c"))
+    client.connect()
+    known = client.engine.profile.capability(feature)
+    with pytest.raises(Unsupported):
+        getattr(client, name)(request)
+    found = client.facts.capabilities.get(feature, known)
+    if known.support == "server":
+        assert (found.support, found.evidence) in (("none", "probed"), ("none", "observed"))
+    with pytest.raises(Unsupported) as caught:
+        getattr(client, name)(request)
+    assert caught.value.status is None, "the server was asked a second time"

@@ -99,10 +99,12 @@ class OpenAIDecoder(ReplyDecoder):
                         continue
                 self._take(event, payload, out)
             except NONSENSE as error:
-                if payload.strip() == DONE:
+                bare = payload.strip()
+                if bare == DONE:
                     self._done_mark(out)
                     return out
-                self._nonsense(payload, error)
+                if bare:  # an event without data says nothing: some servers ping so
+                    self._nonsense(payload, error)
             if self.failure is not None:
                 break
         return out

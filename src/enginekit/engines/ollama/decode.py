@@ -107,8 +107,9 @@ class OllamaDecoder(ReplyDecoder):
         if event.get("error"):
             self._refused(payload)
             return
-        done = event["done"]
         message = event.get("message")
+        # The server always writes `done`; a line that has neither it nor text is none of its own.
+        done = event["done"] if message is None and "response" not in event else event.get("done")
         if message is None:
             message, text = event, event.get("response") or ""
         else:
@@ -127,14 +128,14 @@ class OllamaDecoder(ReplyDecoder):
             out.append(Chunk(text, reasoning, calls, logprobs))
         if done is True:
             self._finished_by(event, out)
-        elif done is not False:
+        elif done:
             raise ValueError(f"'done' is {done!r}")
 
     def _calls_in(self, calls: Sequence[Mapping[str, Any]]) -> tuple[ToolCallDelta, ...]:
         """Whole calls, numbered as they come: older servers give no index, or 0 to each."""
         deltas = []
         for call in calls:
-            function = call["function"]
+            function = call.get("function") or call
             arguments = function.get("arguments")
             if not isinstance(arguments, str):
                 arguments = json.dumps(arguments or {}, ensure_ascii=False)
@@ -280,7 +281,7 @@ def read_usage(event: Mapping[str, Any]) -> Usage | None:
     prompt, completion = event.get("prompt_eval_count"), event.get("eval_count")
     if prompt is None and completion is None:
         return None
-    prompt, completion = prompt or 0, completion or 0
+    prompt, completion = int(prompt or 0), int(completion or 0)
     return Usage(prompt, completion, prompt + completion)
 
 

@@ -155,13 +155,13 @@ class GenerateDecoder(ReplyDecoder):
             self._refused(payload)
             return
         token = event["token"]
-        text = "" if token["special"] else token["text"]
+        text = "" if token.get("special") else token.get("text") or ""
         logprobs = (_logprob(token, event.get("top_tokens") or ()),) if self._logprobs else None
         if text:
             self._texts.append(text)
         if text or logprobs or self._per_token:
             out.append(Chunk(text, logprobs=logprobs))
-        if (whole := event["generated_text"]) is not None:
+        if (whole := event.get("generated_text")) is not None:
             self._last(whole, event.get("details") or {}, out)
 
     def _last(self, whole: str, details: Mapping[str, Any], out: list[Chunk]) -> None:
@@ -235,7 +235,7 @@ class GenerateWholeDecoder(GenerateDecoder):
         self, text: str, details: Mapping[str, Any], index: int, out: list[Chunk]
     ) -> None:
         tokens = details.get("tokens") or ()
-        pieces = "".join(token["text"] for token in tokens if not token["special"])
+        pieces = "".join(token["text"] for token in tokens if not token.get("special"))
         if not text and pieces:
             text = pieces
             self._repairs.append(HALF)
@@ -254,9 +254,10 @@ class GenerateWholeDecoder(GenerateDecoder):
 
 def _logprob(token: Mapping[str, Any], top: Any) -> TokenLogprob:
     others = tuple(
-        TokenLogprob(other["text"], _number(other["logprob"]), None, other["id"]) for other in top
+        TokenLogprob(other["text"], _number(other.get("logprob")), None, other.get("id"))
+        for other in top or ()
     )
-    return TokenLogprob(token["text"], _number(token["logprob"]), None, token["id"], others)
+    return TokenLogprob(token["text"], _number(token.get("logprob")), None, token.get("id"), others)
 
 
 def _number(value: float | None) -> float:
