@@ -24,7 +24,7 @@ _PATTERNS: tuple[tuple[str, Cause], ...] = (
         r"unknown model architecture: '?([\w.-]+)",
         Cause(
             "llama.cpp does not know the architecture {0}",
-            "pip install --upgrade 'enginekit[embedded]' may bring a llama.cpp that does",
+            "pip install --upgrade xllamacpp    (may bring a llama.cpp that does)",
             True,
         ),
     ),
@@ -51,7 +51,7 @@ _PATTERNS: tuple[tuple[str, Cause], ...] = (
         r"GLIBC_|GLIBCXX_|cannot open shared object|DLL load failed|Library not loaded",
         Cause(
             "the installed xllamacpp does not fit this system",
-            "pip install --force-reinstall 'enginekit[embedded]'",
+            "pip install --force-reinstall xllamacpp",
         ),
     ),
     (

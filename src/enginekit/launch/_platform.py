@@ -86,7 +86,7 @@ def obstacle(facts: Here) -> EngineKitError | None:
         return MissingExtra(
             f"the embedded engine needs xllamacpp {LEAST[0]}.{LEAST[1]} or newer, "
             f"{facts.installed} is installed",
-            hint="pip install --upgrade 'enginekit[embedded]'",
+            hint="pip install --upgrade xllamacpp",
             extra="embedded",
         )
     return MissingExtra(

@@ -104,7 +104,7 @@ def _check_architecture(path: Path, name: str, installed: str | None) -> None:
         return
     raise ModelFileError(
         f"{path} is of the architecture {name!r}, which llama.cpp does not know",
-        hint="pip install --upgrade 'enginekit[embedded]' may bring a llama.cpp that does",
+        hint="pip install --upgrade xllamacpp    (may bring a llama.cpp that does)",
         field="general.architecture",
     )
 
