@@ -56,6 +56,17 @@ def test_what_other_libraries_call_it_is_known(theirs: str, ours: str) -> None:
         EngineKitChat(**{theirs: 1})
 
 
+def test_a_name_like_none_of_ours_is_not_taken_for_a_slip() -> None:
+    with pytest.raises(UnknownSetting) as caught:
+        EngineKitChat(stream_usage=True)  # type: ignore[call-arg]
+    assert "did you mean" not in str(caught.value)
+    assert "always asked for" in str(caught.value.hint)
+    with pytest.raises(UnknownSetting) as caught:
+        EngineKitChat(best_of=2)  # type: ignore[call-arg]
+    assert "did you mean" not in str(caught.value)
+    assert "engine_options" in str(caught.value.hint)
+
+
 def test_a_wrong_type_names_the_field() -> None:
     with pytest.raises(ValidationError, match="temperature"):
         EngineKitChat(temperature="hot")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import SecretStr, ValidatorFunctionWrapHandler, WrapValidator
@@ -41,6 +42,16 @@ FOREIGN: Mapping[str, str] = {
 """Names that other libraries give to our settings."""
 
 
+NEEDLESS: Mapping[str, str] = {
+    "stream_usage": "token counts are always asked for; leave it out",
+    "stream_options": "token counts are always asked for; leave it out",
+    "validate_model_on_init": "nothing is asked at construction; call connect() to check",
+    "output_format": "use with_structured_output(), or response_format= for one call",
+    "check_embedding_ctx_length": "texts go out as texts; leave it out",
+}
+"""Names of other libraries that need no setting here, and why."""
+
+
 class EnvText(str):
     """A setting read from the environment."""
 
@@ -49,6 +60,10 @@ class EnvText(str):
 
 class EnvSecret(SecretStr):
     """A key read from the environment."""
+
+
+LIKE = 0.6
+"""How alike two names must be, from 0 to 1, for one to be a slip of the other."""
 
 
 def _kept(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -78,13 +93,21 @@ def key_from_environment() -> EnvSecret | None:
 
 def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -> UnknownSetting:
     """The error for a keyword that does not exist; knows what other libraries call ours."""
-    meant = FOREIGN.get(name)
-    near = (meant,) if meant in known else describe_choices(tuple(known), name, 1)
+    near = _nearest(name, known)
+    hint = None if near else "a field of the engine's own wire format goes into engine_options={…}"
     return UnknownSetting(
         f"{where} does not know {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        hint=None
-        if near
-        else "a field of the engine's own wire format goes into engine_options={…}",
+        hint=NEEDLESS.get(name, hint),
         name=name,
         near=near,
     )
+
+
+def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    meant = FOREIGN.get(name)
+    if meant is not None and meant in known:
+        return (meant,)
+    if name in NEEDLESS:
+        return ()
+    near = describe_choices(tuple(known), name, 1)
+    return near if near and SequenceMatcher(None, name, near[0]).ratio() >= LIKE else ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
@@ -53,14 +54,17 @@ _ALIASES: Mapping[str, str] = {"model_name": "model", "additional_kwargs": "engi
 """Names that are taken as well as ours."""
 
 
+LIKE = 0.6
+"""How alike two names must be, from 0 to 1, for one to be a slip of the other."""
+
+
 class OmittedSetting(UserWarning):
     """An engine does not have a tuning parameter that was set; the reply's receipt names it too."""
 
 
 def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -> UnknownSetting:
     """The error for a keyword that does not exist; knows what other libraries call ours."""
-    meant = FOREIGN.get(name)
-    near = (meant,) if meant in known else describe_choices(tuple(known), name, 1)
+    near = _nearest(name, known)
     return UnknownSetting(
         f"{where} does not know {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
         hint=None
@@ -69,6 +73,14 @@ def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -
         name=name,
         near=near,
     )
+
+
+def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    meant = FOREIGN.get(name)
+    if meant is not None and meant in known:
+        return (meant,)
+    near = describe_choices(tuple(known), name, 1)
+    return near if near and SequenceMatcher(None, name, near[0]).ratio() >= LIKE else ()
 
 
 class State:
