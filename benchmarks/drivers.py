@@ -77,11 +77,14 @@ def serve(pipe: Any) -> None:
                         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d"
                         b"\r\n\r\n%b" % (len(whole), whole)
                     )
-                elif kind == "small":
+                elif kind in ("paced", "small"):
                     writer.write(head)
                     for _ in range(int(count)):
                         writer.write(chunk(event))
-                        await asyncio.sleep(0.0003)
+                        if kind == "paced":
+                            await asyncio.sleep(0.0003)
+                        elif writer.transport.get_write_buffer_size():
+                            await writer.drain()
                     writer.write(chunk(tail) + b"0\r\n\r\n")
                 else:
                     writer.write(head)

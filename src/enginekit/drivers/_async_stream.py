@@ -147,22 +147,25 @@ class AsyncStream(AsyncIterator[Chunk]):
         reading = self._reading
         loop = self._sessions.loop
         self._deadline = self._attempt.deadline
-        self._watchdog = loop.call_at(
-            self._deadline, _watch, weakref.ref(self), loop, self._between
-        )
         try:
             while not reading.started:
                 if reading.over:
                     if reading.failure is not None:
                         raise reading.failure
                     return
+                # A body that came whole with its head is read without a wait: no timer.
+                if self._watchdog is None and not self._content.is_eof():
+                    self._watchdog = loop.call_at(
+                        self._deadline, _watch, weakref.ref(self), loop, self._between
+                    )
                 await self._read()
         except BaseException:
             self.give_up(keep=False)
             raise
         finally:
-            self._watchdog.cancel()
-            self._watchdog = None
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+                self._watchdog = None
             self._deadline = math.inf
 
     def _expire(self) -> None:

@@ -81,9 +81,11 @@ class AsyncDriver:
                     effect = operation.throw(thrown)
                 outcome = None
                 try:
-                    outcome = await self._perform(effect)
-                    if isinstance(outcome, AsyncStream):
+                    if isinstance(effect, Open):
+                        outcome = await self._open(effect)
                         opened.append(outcome)
+                    else:
+                        outcome = await self._perform(effect)
                 except EngineKitError as error:
                     failed = error
                 except Exception as error:
@@ -113,8 +115,6 @@ class AsyncDriver:
         match effect:
             case Call():
                 return await self._call(effect)
-            case Open():
-                return await self._open(effect)
             case Sleep():
                 return await asyncio.sleep(max(0.0, effect.seconds))
             case Blocking():

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from enginekit.drivers.framing import Frames
 from enginekit.engine import Engine
+from enginekit.engines._json import parse_json, plain, quickest
 from enginekit.errors import (
     EngineKitError,
     EngineTimeout,
@@ -79,6 +80,8 @@ class ReplyDecoder(ABC):
         self._turn = turn
         self._wants_usage = wants_usage
         self._path = path
+        self._quick = quickest()
+        self._exact = self._quick is plain
         self._texts: list[str] = []
         self._reasonings: list[str] = []
         self._calls: dict[int, _OpenCall] = {}
@@ -159,7 +162,7 @@ class ReplyDecoder(ABC):
         if rest == b"[DONE]":
             return True
         try:
-            json.loads(rest)
+            parse_json(rest)
         except ValueError:
             return False
         return True

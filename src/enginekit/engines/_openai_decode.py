@@ -14,25 +14,12 @@ from typing import Any, Final
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.engines._json import parse_json
 from enginekit.engines._required import bad_output
 from enginekit.errors import MalformedReply
 from enginekit.types import Chunk, Timings, TokenLogprob, ToolCallDelta, Usage
 
 DONE: Final = b"[DONE]"
-
-_scan: Final = json.JSONDecoder().raw_decode
-
-
-def parse_json(payload: bytes) -> Any:
-    """One JSON document. Raises ValueError for anything else.
-
-    `json.loads` on bytes first guesses their encoding; servers send UTF-8, so this does not.
-    """
-    text = payload.decode().strip()
-    value, end = _scan(text)
-    if end != len(text):
-        raise ValueError(f"more than one JSON document: {text[end : end + 40]!r}")
-    return value
 
 
 class OpenAIDecoder(ReplyDecoder):
@@ -70,15 +57,15 @@ class OpenAIDecoder(ReplyDecoder):
         except MalformedReply as error:
             self._malformed(str(error))
             return out
-        texts = self._texts
+        texts, quick, exact = self._texts, self._quick, self._exact
         for payload in payloads:
             try:
                 if payload == DONE:
                     self._done_mark(out)
                     return out
-                line = payload.decode()
-                event, end = _scan(line)
-                if end != len(line):
+                try:
+                    event = quick(payload)
+                except ValueError:
                     event = parse_json(payload)
                 choices = event.get("choices")
                 if choices and len(choices) == 1 and self._id is not None:
@@ -97,7 +84,7 @@ class OpenAIDecoder(ReplyDecoder):
                         texts.append(text)
                         out.append(Chunk(text))
                         continue
-                self._take(event, payload, out)
+                self._take(event if exact else parse_json(payload), payload, out)
             except NONSENSE as error:
                 bare = payload.strip()
                 if bare == DONE:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Final, Literal
 from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._emulate import LiftedAnswer
+from enginekit.engines._json import parse_json
 from enginekit.engines._openai import OpenAIEngine, Plan
-from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft, Rule, Table
 from enginekit.engines._required import CallRequired
 from enginekit.engines._think import ThinkSplitter

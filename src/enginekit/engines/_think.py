@@ -31,17 +31,10 @@ class ThinkSplitter(Wrapper):
         self._split = False
         self._said = False
 
-    def feed(self, data: bytes) -> list[Chunk]:
-        """As `Decoder.feed`; straight through once there is nothing left to split."""
-        chunks = self._inner.feed(data)
-        if self._state != "off" or self._inner.done or self._inner.failure is not None:
-            return self._pass(chunks)
-        return chunks
-
     def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Sequence[Chunk]) -> None:
         if chunk.reasoning and self._state == "start":
             self._flush(out)
-            self._state = "off"
+            self._switch_off()
         if self._state == "off" or chunk.index or not chunk.text:
             out.append(chunk)
             return
@@ -62,7 +55,7 @@ class ThinkSplitter(Wrapper):
         if len(lead) < len(self._opening) and self._opening.startswith(lead):
             return
         if not lead.startswith(self._opening):
-            self._state = "off"
+            self._switch_off()
             self._flush(out)
             return
         self._held = lead[len(self._opening) :]
@@ -85,8 +78,13 @@ class ThinkSplitter(Wrapper):
     def _after(self, out: list[Chunk]) -> None:
         self._held = self._held.lstrip()
         if self._held:
-            self._state = "off"
+            self._switch_off()
             self._flush(out)
+
+    def _switch_off(self) -> None:
+        """The rest of the reply is passed on as it is."""
+        self._state = "off"
+        self._idle = True
 
     def _reason(self, text: str, out: list[Chunk]) -> None:
         if text:
@@ -131,7 +129,7 @@ class AnswerInReasoning(Wrapper):
         if not chunk.index:
             if chunk.reasoning and not self._answered:
                 self._reasoning.append(chunk.reasoning)
-            self._answered = self._answered or bool(chunk.text or chunk.tool_calls)
+            self._answered = self._idle = self._answered or bool(chunk.text or chunk.tool_calls)
         out.append(chunk)
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:

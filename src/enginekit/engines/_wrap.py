@@ -44,10 +44,15 @@ class Wrapper:
         self.done = False
         self.failure: EngineKitError | None = None
         self._inner = inner
+        self._idle = False
+        """A subclass sets it once nothing is left to do but to hand chunks on."""
 
     def feed(self, data: bytes) -> list[Chunk]:
-        """As `Decoder.feed`."""
-        return self._pass(self._inner.feed(data))
+        """As `Decoder.feed`; straight through once there is nothing left to do."""
+        chunks = self._inner.feed(data)
+        if self._idle and not self._inner.done and self._inner.failure is None:
+            return chunks
+        return self._pass(chunks)
 
     def eof(self) -> list[Chunk]:
         """As `Decoder.eof`."""
@@ -73,12 +78,20 @@ class Wrapper:
 
     def _pass(self, chunks: list[Chunk]) -> list[Chunk]:
         out: list[Chunk] = []
-        for place, chunk in enumerate(chunks):
+        place, ended = 0, bool(chunks) and chunks[-1].end is not None
+        while place < len(chunks):
+            chunk = chunks[place]
+            place += 1
             if chunk.end is not None:
                 self._flush(out)
                 self._end(chunk, chunk.end, out)
+            elif self._idle:
+                stop = len(chunks) - ended
+                out.extend(chunks[place - 1 : stop])
+                place = stop
+                continue
             else:
-                self._chunk(chunk, out, chunks[place + 1 :])
+                self._chunk(chunk, out, chunks[place:] if self._cuts else ())
             if self._over:
                 return out
         if self._inner.failure is not None:
@@ -87,6 +100,9 @@ class Wrapper:
         return out
 
     # -- for subclasses -----------------------------------------------------------------
+
+    _cuts = False
+    """Whether `_chunk` wants `rest`, which `_stop` needs: slicing it for every chunk costs."""
 
     def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Sequence[Chunk]) -> None:
         """Take one chunk that is not the end; `rest` is what was decoded together with it."""
@@ -121,6 +137,8 @@ class StopCutter(Wrapper):
     the one that is complete first counts, as on a server that looks after each token; so it does
     not matter how the text was cut into chunks.
     """
+
+    _cuts = True
 
     def __init__(self, inner: Inner, stops: Sequence[str]) -> None:
         super().__init__(inner)
@@ -157,6 +175,8 @@ class StopCutter(Wrapper):
 
 class TokenLimit(Wrapper):
     """Enforce `max_tokens` where the server overshoots; counts chunks, so one must be one token."""
+
+    _cuts = True
 
     def __init__(self, inner: Inner, limit: int) -> None:
         super().__init__(inner)

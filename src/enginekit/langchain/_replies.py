@@ -183,8 +183,10 @@ class ChunkWriter:
 
     def write(self, chunk: Chunk) -> Sequence[ChatGenerationChunk]:
         """The chunks that this one becomes: one, but two when text and tool pieces came together."""
-        out: list[ChatGenerationChunk] = []
         text, reasoning, logprobs = chunk.text, chunk.reasoning, chunk.logprobs
+        if not (reasoning or logprobs or chunk.tool_calls) and chunk.end is None:
+            return (self._text_chunk(text, {}, {}),) if text else ()
+        out: list[ChatGenerationChunk] = []
         if text or reasoning or logprobs:
             extra = {"reasoning_content": reasoning} if reasoning else {}
             metadata = {"logprobs": {"content": logprob_rows(logprobs)}} if logprobs else {}

@@ -8,7 +8,8 @@ from typing import Any
 from enginekit.drivers.framing import SSE
 from enginekit.engine import Engine
 from enginekit.engines._decoder import ReplyDecoder
-from enginekit.engines._openai_decode import parse_json, read_timings
+from enginekit.engines._json import parse_json
+from enginekit.engines._openai_decode import read_timings
 from enginekit.types import Chunk, TokenLogprob, Usage
 
 

@@ -10,9 +10,9 @@ from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._emulate import LiftedAnswer, as_text
 from enginekit.engines._fault import Case
+from enginekit.engines._json import parse_json
 from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan
-from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft, Rule, Table
 from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Inner

@@ -14,6 +14,7 @@ from typing import Any, Final
 from enginekit.drivers.framing import NDJSON, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.engines._json import parse_json
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.errors import BadOutput, EngineKitError, MalformedReply, StreamTruncated
 from enginekit.types import Chunk, End, Timings, TokenLogprob, ToolCallDelta, Usage
@@ -33,17 +34,6 @@ _DURATIONS: Final = (
 )
 _REMOTE: Final = ("remote_model", "remote_host")
 _LOADED: Final = ("load", "unload")
-
-_scan: Final = json.JSONDecoder().raw_decode
-
-
-def parse_line(payload: bytes) -> Any:
-    """One JSON document. Raises ValueError for anything else."""
-    text = payload.decode().strip()
-    value, end = _scan(text)
-    if end != len(text):
-        raise ValueError(f"more than one JSON document: {text[end : end + 40]!r}")
-    return value
 
 
 class OllamaDecoder(ReplyDecoder):
@@ -82,17 +72,20 @@ class OllamaDecoder(ReplyDecoder):
         except MalformedReply as error:
             self._malformed(str(error))
             return out
-        texts = self._texts
+        texts, quick, exact = self._texts, self._quick, self._exact
         for payload in payloads:
             try:
-                event = parse_line(payload)
+                try:
+                    event = quick(payload)
+                except ValueError:
+                    event = parse_json(payload)
                 if len(event) == 4 and event.get("done") is False:
                     message = event.get("message")
                     if message and len(message) == 2 and (text := message.get("content")):
                         texts.append(text)
                         out.append(Chunk(text))
                         continue
-                self._take(event, payload, out)
+                self._take(event if exact else parse_json(payload), payload, out)
             except NONSENSE as error:
                 self._nonsense(payload, error)
             if self.done or self.failure is not None:
@@ -100,7 +93,7 @@ class OllamaDecoder(ReplyDecoder):
         return out
 
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
-        self._take(parse_line(payload), payload, out)
+        self._take(parse_json(payload), payload, out)
 
     def _take(self, event: Mapping[str, Any], payload: bytes, out: list[Chunk]) -> None:
         """Read one whole object by the long road. Content comes before the end it may carry."""

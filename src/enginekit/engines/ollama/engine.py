@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Final, Literal
 from enginekit.engine import Answer, Encoded, Engine, Gather, Operation, Target
 from enginekit.engines._decoder import NONSENSE
 from enginekit.engines._fault import classify, read_fault
+from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
-from enginekit.engines.ollama.decode import parse_line, read_usage
+from enginekit.engines.ollama.decode import read_usage
 from enginekit.engines.ollama.encode import encode_chat, encode_completion
 from enginekit.engines.ollama.faults import FAULTS
 from enginekit.engines.ollama.probe import (
@@ -97,7 +98,7 @@ class Ollama(Engine):
         if not answer.ok:
             return False
         try:
-            value = parse_line(answer.body)
+            value = parse_json(answer.body)
         except NONSENSE:
             return False
         return isinstance(value, dict) and isinstance(value.get("version"), str)
@@ -281,7 +282,7 @@ class Ollama(Engine):
         if not answer.ok:
             raise self.failure(answer.status, answer.headers, answer.body, path=path)
         try:
-            value = parse_line(answer.body)
+            value = parse_json(answer.body)
             if not isinstance(value, dict):
                 raise ValueError(f"a JSON {type(value).__name__}, not an object")
         except NONSENSE as error:

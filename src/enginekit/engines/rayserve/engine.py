@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._fault import Case, classify, read_fault
-from enginekit.engines._openai_decode import parse_json
+from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
 from enginekit.engines._vllm_wire import VLLMRequests
 from enginekit.engines.rayserve.facts import (

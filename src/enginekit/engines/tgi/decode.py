@@ -8,7 +8,8 @@ from typing import Any
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
 from enginekit.engines._decoder import ReplyDecoder
-from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder, parse_json
+from enginekit.engines._json import parse_json
+from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines._required import bad_output
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.engines.tgi.params import SLICE

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from enginekit.engine import Answer, Encoded, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._fault import Case
+from enginekit.engines._json import parse_json
 from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan, wire_choice, wire_tool
-from enginekit.engines._openai_decode import parse_json
 from enginekit.engines._params import Draft, Rule, Table
 from enginekit.engines._required import CallRequired
 from enginekit.engines._think import ThinkSplitter

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
-from enginekit.engines._openai_decode import parse_json
+from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
 from enginekit.engines._vllm_wire import VLLMRequests
 from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards, tool_capabilities
