@@ -145,11 +145,14 @@ def live(session: nox.Session) -> None:
 
 
 @nox.session
-def bench(session: nox.Session) -> None:
-    """Ratios against bare loops and peers, in interleaved runs."""
-    install(session, "test")
-    for script in sorted((ROOT / "benchmarks").glob("[!_]*.py")):
-        session.run("python", str(script.relative_to(ROOT)), *session.posargs)
+@nox.parametrize("what", ["drivers", "langchain", "llama_index", "sizing"])
+def bench(session: nox.Session, what: str) -> None:
+    """Ratios against bare loops and peers; an environment each, because the peers' pins fight."""
+    framework = {"langchain": "langchain,fast", "llama_index": "llama-index,fast"}.get(what)
+    groups = [] if what == "sizing" else [f"bench-{what.replace('_', '-')}"]
+    install(session, *groups, extras=framework or "fast")
+    peers = ["--peers"] if framework else []
+    session.run("python", f"benchmarks/{what}.py", *peers, *session.posargs)
 
 
 @nox.session

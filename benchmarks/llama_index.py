@@ -1,10 +1,11 @@
 """What a LlamaIndex call and a streamed chunk cost the client, as a ratio to a yardstick.
 
-    python benchmarks/llama_index.py [--rounds 7] [--peers] [--json FILE]
+    python benchmarks/llama_index.py [--rounds 7] [--peers] [--check] [--json FILE]
 
 The yardstick A is an `LLM` that does no I/O and builds its responses the normal way, plus a
 hand-written httpx loop that reads the same bytes with `json.loads`; each is measured alone and the
-two are added. Rounds are interleaved against one fake server in another process; the number is the
+two are added. Rounds are interleaved against one fake server in another process that sends one
+token an event, each event in a write of its own. The number is the
 median over rounds of CPU time (user and system, all threads) divided by A's of the same round.
 Absolute times of two runs are not comparable; ratios are.
 
@@ -14,15 +15,8 @@ adds LlamaIndex's Ollama and OpenAILike classes where they are installed.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import os
-import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +24,19 @@ from typing import Any
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks._fake import MODEL, TOKEN, fake_server, text_of
-from benchmarks.langchain import PROMPT, Http, Job, check, cpu, http_in_loop, in_loop, show
+from benchmarks._fake import MODEL, TOKEN, text_of
+from benchmarks._run import (
+    PROMPT,
+    Build,
+    Http,
+    Job,
+    Scenario,
+    http_in_loop,
+    in_loop,
+    repeated,
+    run,
+    wall,
+)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -119,19 +124,13 @@ class NoIO(LLM):
 
 
 def chat(model: Any, tokens: int, times: int) -> Job:
-    def job() -> None:
-        for _ in range(times):
-            check(model.chat(MESSAGES).message.content, tokens)
-
-    return job
+    return repeated(lambda: str(model.chat(MESSAGES).message.content), tokens, times)
 
 
 def stream(model: Any, tokens: int, times: int) -> Job:
-    def job() -> None:
-        for _ in range(times):
-            check("".join(r.delta or "" for r in model.stream_chat(MESSAGES)), tokens)
-
-    return job
+    return repeated(
+        lambda: "".join(r.delta or "" for r in model.stream_chat(MESSAGES)), tokens, times
+    )
 
 
 def achat(model: Any, tokens: int, at_once: int) -> Job:
@@ -148,111 +147,18 @@ def astream(model: Any, tokens: int, at_once: int, times: int = 1) -> Job:
     return in_loop(one, tokens, at_once, times)
 
 
-def repeated(one: Callable[[], str], tokens: int, times: int) -> Job:
-    def job() -> None:
-        for _ in range(times):
-            check(one(), tokens)
-
-    return job
+# ---------------------------------------------------------------------------------- variants
 
 
-# ---------------------------------------------------------------------------------- measuring
+def ours(url: str) -> Build:
+    return lambda tokens: EngineKitLLM(
+        engine="vllm", base_url=url, model=MODEL, max_tokens=tokens, temperature=0
+    )
 
 
-def scenarios(
-    url: str, peers: dict[str, Callable[[int], Any]]
-) -> list[tuple[str, float, int, Any]]:
-    """(name, limit, units, variants); variants: name to one job, or to the two halves of A."""
-    models: dict[str, Callable[[int], Any]] = {
-        "enginekit": lambda tokens: EngineKitLLM(
-            engine="vllm", base_url=url, model=MODEL, max_tokens=tokens, temperature=0
-        ),
-        **peers,
-    }
-
-    def variants(make: Callable[[Any], Job], tokens: int, http: Job) -> dict[str, list[Job]]:
-        made = {"A": [make(NoIO(tokens=tokens)), http]}
-        made.update({name: [make(build(tokens))] for name, build in models.items()})
-        return made
-
-    def whole(tokens: int, times: int) -> Any:
-        http = repeated(Http(url, tokens).whole, tokens, times)
-        return variants(lambda m: chat(m, tokens, times), tokens, http)
-
-    def streamed(tokens: int, times: int) -> Any:
-        http = repeated(Http(url, tokens).stream, tokens, times)
-        return variants(lambda m: stream(m, tokens, times), tokens, http)
-
-    def astreamed(tokens: int, at_once: int, times: int) -> Any:
-        http = http_in_loop(Http(url, tokens), "stream", tokens, at_once, times)
-        return variants(lambda m: astream(m, tokens, at_once, times), tokens, http)
-
-    def many(tokens: int, at_once: int) -> Any:
-        http = http_in_loop(Http(url, tokens), "whole", tokens, at_once)
-        return variants(lambda m: achat(m, tokens, at_once), tokens, http)
-
-    return [
-        ("chat, 16 tokens", 1.15, 200, whole(16, 200)),
-        ("chat, 512 tokens", 1.15, 200, whole(512, 200)),
-        ("stream_chat, per chunk", 0.9, 8 * 512, streamed(512, 8)),
-        ("astream_chat, per chunk", 0.9, 8 * 512, astreamed(512, 1, 8)),
-        ("1,000 concurrent achat", 1.0, 1000, many(16, 1000)),
-    ]
-
-
-def measure(rounds: int, names: str, peers: Any) -> list[dict[str, Any]]:
-    rows = []
-    with fake_server() as url:
-        for name, limit, units, variants in scenarios(url, peers(url)):
-            if names and names not in name:
-                continue
-            taken: dict[str, list[float]] = {variant: [] for variant in variants}
-            for jobs in variants.values():
-                for job in jobs:
-                    job()
-            for _ in range(rounds):
-                for variant, jobs in variants.items():
-                    taken[variant].append(sum(cpu(job) for job in jobs))
-            row: dict[str, Any] = {"name": name, "limit": limit}
-            for variant, times in taken.items():
-                ratios = [own / yard for own, yard in zip(times, taken["A"], strict=True)]
-                row[variant] = statistics.median(ratios)
-                row[f"{variant} µs"] = statistics.median(times) / units * 1e6
-            rows.append(row)
-            show(row)
-    return rows
-
-
-def construction() -> None:
-    """First and later construction, in milliseconds of CPU time."""
-    begin = time.process_time()
-    EngineKitLLM(model=MODEL)
-    first = time.process_time() - begin
-    begin = time.process_time()
-    for _ in range(1000):
-        EngineKitLLM(model=MODEL)
-    later = (time.process_time() - begin) / 1000
-    print(f"construction: first {first * 1e3:.1f} ms, later {later * 1e3:.3f} ms (limit 0.2)")
-
-
-def latency() -> None:
-    """500 calls at once against a server that takes 100 ms: wall time."""
-    with fake_server(delay=0.1) as url:
-        model = EngineKitLLM(engine="vllm", base_url=url, model=MODEL, max_tokens=16)
-        model.chat(MESSAGES)
-
-        async def run() -> float:
-            begin = time.perf_counter()
-            await asyncio.gather(*(model.achat(MESSAGES) for _ in range(500)))
-            return time.perf_counter() - begin
-
-        walls = [asyncio.run(run()) for _ in range(3)]
-    print(f"500 calls at 100 ms each: {min(walls):.2f} s of wall time (limit 0.6)")
-
-
-def known_peers(url: str) -> dict[str, Callable[[int], Any]]:
+def known_peers(url: str) -> dict[str, Build]:
     """Those of LlamaIndex's own classes that are installed."""
-    found: dict[str, Callable[[int], Any]] = {}
+    found: dict[str, Build] = {}
     try:
         from llama_index.llms.openai_like import OpenAILike
     except ImportError:
@@ -275,26 +181,62 @@ def known_peers(url: str) -> dict[str, Callable[[int], Any]]:
     return found
 
 
+def scenarios(url: str) -> list[Scenario]:
+    def row(
+        name: str, limit: float, units: int, tokens: int, make: Callable[[Any], Job], http: Job
+    ) -> Scenario:
+        return Scenario(name, limit, units, (make(NoIO(tokens=tokens)), http), make, tokens)
+
+    def whole(tokens: int) -> Scenario:
+        http = repeated(Http(url, tokens).whole, tokens, 200)
+        return row(
+            f"chat, {tokens} tokens", 1.15, 200, tokens, lambda m: chat(m, tokens, 200), http
+        )
+
+    chunks = 8 * 512
+    return [
+        whole(16),
+        whole(512),
+        row(
+            "stream_chat, per chunk",
+            0.9,
+            chunks,
+            512,
+            lambda m: stream(m, 512, 8),
+            repeated(Http(url, 512).stream, 512, 8),
+        ),
+        row(
+            "astream_chat, per chunk",
+            0.9,
+            chunks,
+            512,
+            lambda m: astream(m, 512, 1, 8),
+            http_in_loop(Http(url, 512), "stream", 512, 1, 8),
+        ),
+        row(
+            "1,000 concurrent achat",
+            1.0,
+            1000,
+            16,
+            lambda m: achat(m, 16, 1000),
+            http_in_loop(Http(url, 16), "whole", 16, 1000),
+        ),
+    ]
+
+
+def walls(builds: Mapping[str, Build], count: int) -> float:
+    bests = {}
+    for name, build in builds.items():
+        model = build(16)
+        model.chat(MESSAGES)
+        bests[name] = wall(f"{name}, achat", achat(model, 16, count))
+    return bests["enginekit"]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peers", action="store_true", help="measure OpenAILike and Ollama too")
-    parser.add_argument("--only", default="", help="scenarios whose name contains this")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    given = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
-    for name in [name for name in os.environ if name.startswith("ENGINEKIT_")]:
-        del os.environ[name]
-    construction()
-    rows = measure(given.rounds, given.only, known_peers if given.peers else lambda url: {})
-    if not given.only:
-        latency()
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2))
-    return int(any(row["enginekit"] > row["limit"] for row in rows))
+    title = (__doc__ or "").partition("\n")[0]
+    packages = ("llama-index-core", "llama-index-llms-openai-like", "llama-index-llms-ollama")
+    return run(title, packages, ours, known_peers, scenarios, walls)
 
 
 if __name__ == "__main__":

@@ -262,8 +262,12 @@ class Incoming:
                         at = end
                     break
                 out.append(buffer[at:stop])
-                at = stop
-                state = 2
+                if buffer.startswith(b"\r\n", stop):
+                    at = stop + 2
+                    state = 0
+                else:
+                    at = stop
+                    state = 2
             line_end = buffer.find(b"\n", at)
             if line_end < 0:
                 if end - at > _MAX_LINE:
@@ -271,13 +275,13 @@ class Incoming:
                 break
             line = buffer[at:line_end]
             at = line_end + 1
-            if state == 2:
+            if state == 0:
+                left = _chunk_size(line)
+                state = 1 if left else 3
+            elif state == 2:
                 if line not in (b"\r", b""):
                     raise NotHTTPError("a chunk is longer than it says")
                 state = 0
-            elif state == 0:
-                left = _chunk_size(line)
-                state = 1 if left else 3
             elif line in (b"\r", b""):
                 self.over = True
                 break
