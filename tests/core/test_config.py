@@ -233,3 +233,11 @@ def test_a_file_of_another_user_in_a_folder_above_is_not_read(place, monkeypatch
 
 def test_a_tool_entry_that_is_no_table_is_not_ours(place):
     assert load(place, pyproject='tool = "none"').project_file is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("context", 0), ("slots", -2), ("max_retries", -1)])
+def test_a_number_that_cannot_be_is_refused_where_it_was_set(place, name, value):
+    with pytest.raises(ConfigError, match=f"ENGINEKIT_{name.upper()}: {name} must be at least"):
+        load(place, env={f"ENGINEKIT_{name.upper()}": str(value)})
+    with pytest.raises(ConfigError, match=rf"enginekit\.toml \[{name}\]: {name} must be at least"):
+        load(place, project=f"{name} = {value}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from enginekit.errors import (
+    ConfigError,
     LaunchError,
     MissingExtra,
     ModelFileError,
@@ -226,6 +227,16 @@ class TestNumbers:
         with pytest.raises(ValueError, match=f"{field} must be at least 1"):
             replace(SPEC, **{field: 0})
 
+    @pytest.mark.parametrize(("make", "why"), [(None, "No such file"), (b"\xff\xfe", "UTF-8")])
+    def test_a_template_that_cannot_be_read_is_named(
+        self, tmp_path: Path, make: bytes | None, why: str
+    ) -> None:
+        path = tmp_path / "chat.jinja"
+        if make is not None:
+            path.write_bytes(make)
+        with pytest.raises(ConfigError, match=rf"chat\.jinja cannot be read: .*{why}"):
+            _ = replace(SPEC, chat_template=str(path)).template_text
+
     def test_flags_and_settings_say_the_same(self) -> None:
         chosen = Chosen(context=4096, slots=2, threads=3)
         words = " ".join(flags(SPEC, chosen))
@@ -310,6 +321,12 @@ class TestCauses:
                 False,
             ),
             ("terminate called after throwing an instance of 'std::bad_alloc'", "memory", False),
+            (
+                "terminate called after throwing an instance of 'std::system_error'\n"
+                "  what():  Resource temporarily unavailable",
+                "no thread could be started",
+                False,
+            ),
             ("couldn't bind HTTP server socket", "port was taken", False),
             ("ModuleNotFoundError: No module named 'xllamacpp'", "not installed", False),
             ("version `GLIBC_2.35' not found", "does not fit this system", False),

@@ -30,7 +30,7 @@ def show(error: BaseException) -> int:
     if not isinstance(error, EngineKitError):
         raise error
     _write(f"error: {error.message}")
-    if isinstance(error, LaunchError) and error.log:
+    if isinstance(error, LaunchError) and error.log and error.log[-1] not in error.message:
         _write("\nlast lines of its log:")
         for line in error.log:
             _write(f"  {line}")

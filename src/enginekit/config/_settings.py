@@ -92,6 +92,9 @@ def unknown_setting(
     )
 
 
+_LEAST: Mapping[str, int] = {"context": 1, "slots": 1, "max_retries": 0}
+
+
 def parsed(text: str, kind: Any, variable: str) -> Any:
     """The text of an environment variable as a value of its kind. Raises ConfigError."""
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -123,6 +126,8 @@ def checked(name: str, value: Any, kind: Any, where: str) -> Any:
     numbers = value.values() if isinstance(value, dict) else (value,)
     if any(isinstance(number, float) and not isfinite(number) for number in numbers):
         raise ConfigError(f"{where}: {name} must be finite, got {value!r}")
+    if name in _LEAST and value < _LEAST[name]:
+        raise ConfigError(f"{where}: {name} must be at least {_LEAST[name]}, got {value}")
     choices = _CHOICES.get(name)
     if choices and value not in choices:
         raise ConfigError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")

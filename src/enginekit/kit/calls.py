@@ -112,10 +112,7 @@ class Calls:
     def _prepare(self) -> None:
         if self._names:
             return
-        retries = self.config.value("max_retries", DEFAULT_RETRIES)
-        if retries < 0:
-            raise ConfigError(f"max_retries must not be negative, got {retries}")
-        self._retries = retries
+        self._retries = self.config.value("max_retries", DEFAULT_RETRIES)
         listed = configuration.split_engines(self.config.value("engine", ""))
         for name in listed:
             if name not in self.config.custom_engines():

@@ -40,6 +40,13 @@ _PATTERNS: tuple[tuple[str, Cause], ...] = (
         Cause("out of memory", _SMALLER),
     ),
     (
+        r"std::system_error[\s\S]*Resource temporarily unavailable|can't start new thread",
+        Cause(
+            "no thread could be started: a limit on memory or processes was reached",
+            "raise the limit (ulimit -v, ulimit -u), or " + _SMALLER,
+        ),
+    ),
+    (
         r"couldn't bind|failed to bind|address already in use|error binding",
         Cause("the port was taken by another program", "try again: a new port is chosen each time"),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from enginekit.errors import ModelFileError
+from enginekit.errors import ConfigError, ModelFileError
 from enginekit.launch._flags import Setting, read
 from enginekit.launch.modelfile import Header
 
@@ -56,7 +56,14 @@ class EmbeddedSpec:
         template = self.chat_template
         if template is None or "{" in template:
             return template
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        try:
+            return Path(template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+            raise ConfigError(
+                f"chat_template: {template} cannot be read: {why}",
+                hint="name a Jinja file, or leave chat_template unset to use the model's own",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
