@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import marks
 from tests.support.server import Server
 
 _PREFIXES = ("ENGINEKIT_", "OLLAMA_", "VLLM_", "HF_", "HUGGING_FACE_", "OPENAI_", "XDG_", "LLAMA_")
@@ -31,6 +32,11 @@ def _is_loopback(address: Any) -> bool:
 
 class BlockedSocketError(Exception):
     """A test tried to leave the machine. Not an OSError, so that nothing mistakes it for one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make `notyet` and `never` strict, and refuse one without a reason."""
+    marks.apply(items)
 
 
 @pytest.fixture(autouse=True)

@@ -132,13 +132,15 @@ def test_every_feature_is_asked_for_here():
     assert known == set(get_args(Feature))
 
 
-def features(*supports: str) -> list[tuple[str, str]]:
+def features(*supports: str, soft: bool = False) -> list[tuple[str, str]]:
+    """Engine and feature, of every engine; with `soft` also what is never refused."""
     return [
         (name, feature)
         for name in ALL
         for feature in get_args(Feature)
         if engine_at(name).profile.capability(feature).support in supports
-        and feature not in (*BY_PROBE, *SOFT)
+        and feature not in BY_PROBE
+        and (soft or feature not in SOFT)
     ]
 
 
