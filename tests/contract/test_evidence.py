@@ -20,4 +20,4 @@ def test_every_named_proof_is_a_test_of_the_live_contract():
 def test_live_engines_are_engines_and_have_cassettes():
     assert set(evidence.LIVE) <= set(ENGINES)
     for engine in evidence.LIVE:
-        assert set(evidence.cassette(engine)) == set(FACTS), engine
+        assert set(evidence.cassette(engine)) >= set(FACTS), engine

@@ -301,3 +301,17 @@ def test_planning_is_cheap() -> None:
         for machine in machines:
             plan(spec, machine)
     assert process_time() - start < 10
+
+
+def test_the_environment_of_the_ollama_command_is_the_servers() -> None:
+    """OLLAMA_CONTEXT_LENGTH is one user's: Ollama itself multiplies it by OLLAMA_NUM_PARALLEL."""
+    found = made("llama3.1-8b", "rtx4090", policy=TIERED, context=4096, users=4)
+    server, _, then = found.command.partition("  # then: ")
+    assert server == "OLLAMA_CONTEXT_LENGTH=4096 OLLAMA_NUM_PARALLEL=4 ollama serve"
+    assert then == "ollama run llama3.1:8b"
+    assert "-c 16384 -np 4" in made("llama3.1-8b", "rtx4090", context=4096, users=4).command
+
+
+def test_ollama_takes_a_file_by_a_modelfile_only() -> None:
+    found = made("llama3.1-8b", "rtx4090", policy=TIERED, context=4096, source="/m/x.gguf")
+    assert "echo FROM /m/x.gguf | ollama create NAME" in found.command

@@ -82,6 +82,16 @@ def _flag(flags: Mapping[str, str], name: str, value: str) -> str:
     return flags.get(name, "").format(value)
 
 
+def _window(sizer: Sizer, context: int, users: int) -> str:
+    """The flag for `context` tokens a user; llama.cpp's own counts those of all slots together."""
+    flags = sizer.policy.flags
+    if "context_each" in flags:
+        return _flag(flags, "context_each", str(context))
+    return _flag(
+        flags, "context", str(context * users if isinstance(sizer, Allocation) else context)
+    )
+
+
 def _fix(change: str, cost: str, flags: str, sizer: Sizer, place: Place) -> Fix:
     return Fix(change=change, cost=cost, flags=flags, where=sizer.where(place))  # type: ignore[arg-type]
 
@@ -112,8 +122,7 @@ def _smaller_context(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     if steps * 256 < _LEAST_CONTEXT:
         return []
     tokens = steps * 256
-    total = tokens * setting.users if isinstance(sizer, Allocation) else tokens
-    flag = _flag(sizer.policy.flags, "context", str(total))
+    flag = _window(sizer, tokens, setting.users)
     return [_fix(f"context {tokens}", "less past is seen", flag, sizer, place)]
 
 
@@ -204,7 +213,7 @@ def command(
     parts: list[str] = []
     if isinstance(sizer, Allocation):
         assert isinstance(place, Placement)
-        parts.append(_flag(flags, "context", str(setting.context * setting.users)))
+        parts.append(_window(sizer, setting.context, setting.users))
         parts.append(_flag(flags, "users", str(setting.users)))
         if place.host_experts:
             parts.append(_flag(flags, "host_experts", str(place.host_experts)))
@@ -218,7 +227,7 @@ def command(
             parts.append(_flag(flags, "ubatch", str(sizer.ubatch)))
     else:
         assert isinstance(place, Shards)
-        parts.append(_flag(flags, "context", str(setting.context)))
+        parts.append(_window(sizer, setting.context, setting.users))
         if sizer.own_rows is not None:
             parts.append(_flag(flags, "sequences", str(sizer.own_rows)))
         if place.tensor > 1:

@@ -87,7 +87,8 @@ class Policy:
     repo_option: str = "{name}"
     """How it takes a name: `{name}` and `{quantization}`."""
     flags: Mapping[str, str] = field(default_factory=dict)
-    """Setting to its spelling on the command line, `{}` for the value."""
+    """Setting to its spelling on the command line, `{}` for the value. `context` is the tokens of all
+    users together where memory is allocated for each; `context_each` those of one."""
     notes: tuple[str, ...] = ()
 
 
@@ -148,13 +149,16 @@ TIERED: Final = Policy(
     runtime={**_LLAMACPP_RUNTIME, "cuda": _mib(300, 457, 750), "metal": _mib(64, 512, 512)},
     offload=True,
     context_tiers=((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096)),
-    command="ollama run {model}",
+    # The environment is the server's; `ollama run` takes names, and a file only by a Modelfile.
+    command="ollama serve  # then: {model}",
     names="ollama",
+    file_option="echo FROM {} | ollama create NAME -f /dev/stdin && ollama run NAME",
+    repo_option="ollama run {name}",
     flags={
-        "context": "OLLAMA_CONTEXT_LENGTH={}",
+        "context_each": "OLLAMA_CONTEXT_LENGTH={}",
         "users": "OLLAMA_NUM_PARALLEL={}",
         "cache_type": "OLLAMA_KV_CACHE_TYPE={}",
-        "layers": "num_gpu {}",
+        "layers": "(PARAMETER num_gpu {})",
     },
 )
 """Ollama (August 2026): the context depends on all GPU memory together unless one is set."""
