@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from enginekit.engine import Answer, Operation, Target
+from enginekit.engine import Answer, Call, Operation, Target
 from enginekit.engines import _openai_routes as routes
+from enginekit.engines._decoder import NONSENSE
 from enginekit.engines._fault import Case, classify, read_fault
 from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
@@ -19,6 +21,13 @@ from enginekit.engines.rayserve.facts import (
     model_cards,
     tool_capabilities,
     undecorated,
+)
+from enginekit.engines.rayserve.scaling import (
+    APPLICATIONS,
+    CACHE_USAGE,
+    Scaling,
+    load_of,
+    read_scaling,
 )
 from enginekit.errors import (
     BadRequest,
@@ -55,7 +64,10 @@ class RayServe(VLLMRequests):
     """A Ray Serve LLM ingress at one address.
 
     Options (`[engines.rayserve.options]`): `probe_tools = true` lets `probe()` find out whether the
-    model was deployed with a tool parser; else this is learnt from the first refusal.
+    model was deployed with a tool parser; else this is learnt from the first refusal. `dashboard`
+    (`http://head:8265`) with `dashboard_token` lets it read replicas and autoscaling targets,
+    `exporter` (`http://node:8080`, the node's metrics_export_port) the metrics of the replicas
+    there: the ingress shows neither. The key for the ingress is sent to neither.
     """
 
     profile: ClassVar[EngineProfile] = PROFILE
@@ -128,7 +140,56 @@ class RayServe(VLLMRequests):
                 pass
         if cards and answered and self.options.get("probe_tools"):
             tools = yield from self.takes_tools(cards[0].id)
-        return facts_of(listing, fingerprint=fingerprint, tools=tools, answered=answered)
+        scaling, why = yield from self._scaling()
+        return facts_of(
+            listing,
+            fingerprint=fingerprint,
+            tools=tools,
+            answered=answered,
+            scaling=scaling,
+            notes=(why,) if why else (),
+        )
+
+    def scaling(self) -> Operation[tuple[Scaling, ...]]:
+        """Replicas, limits and targets of the deployments that hold models, from Ray's dashboard.
+
+        Raises Unsupported without the option `dashboard`, Unauthorized where the dashboard wants
+        a token (it does by default).
+        """
+        if not self.options.get("dashboard"):
+            self.refuse(
+                "metrics",
+                "only Ray's dashboard tells about autoscaling",
+                rule="rayserve.scaling",
+                hint='set dashboard = "http://HEAD:8265" under [engines.rayserve.options]',
+            )
+        answer: Answer = yield self._elsewhere("dashboard", APPLICATIONS, self._token())
+        if not answer.ok:
+            raise self.failure(answer.status, answer.headers, answer.body, path=APPLICATIONS)
+        try:
+            return read_scaling(parse_json(answer.body))
+        except NONSENSE as error:
+            shown = answer.body[:200].decode("utf-8", "replace")
+            raise routes.malformed(self, APPLICATIONS, shown, error) from error
+
+    def _scaling(self) -> Operation[tuple[tuple[Scaling, ...], str]]:
+        """For a probe: nothing where the option is not set, and a sentence where it fails."""
+        if not self.options.get("dashboard"):
+            return (), ""
+        try:
+            return (yield from self.scaling()), ""
+        except EngineKitError as error:
+            return (), f"autoscaling: the dashboard could not be read: {error.message}"
+
+    def _token(self) -> tuple[tuple[str, str], ...]:
+        token = self.options.get("dashboard_token")
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+    def _elsewhere(self, option: str, path: str, headers: tuple[tuple[str, str], ...] = ()) -> Call:
+        """A call to another address of Ray, which never gets the key of the ingress."""
+        base = str(self.options[option]).rstrip("/")
+        target = replace(self.target, base_url=base, headers=headers)
+        return replace(self.call("GET", path), target=target)
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
         """A tool parser that lacks, where there is one model: then calls are made by a schema."""
@@ -206,12 +267,26 @@ class RayServe(VLLMRequests):
         draft.options()
         return (yield from routes.embed(self, request, draft))
 
+    def capability(self, feature: Feature) -> Capability:
+        """As of every engine; metrics are there when an exporter is named."""
+        if feature == "metrics" and self.options.get("exporter"):
+            return Capability(support="native", note="Ray's exporter on the node that is named")
+        return super().capability(feature)
+
     def load_state(self) -> Operation[Load]:
-        """Refused: the ingress has no metrics."""
-        self.refuse(
-            "metrics",
-            "the ingress has none; replicas are measured by Ray's own exporter",
-            rule="rayserve.metrics",
-            hint=NO_METRICS,
-        )
-        yield  # makes this a generator
+        """From Ray's exporter, where the options name one; the ingress has no metrics.
+
+        With `dashboard` the replicas that run and that Ray wants are in `extra`, by deployment.
+        """
+        if not self.options.get("exporter"):
+            self.refuse(
+                "metrics",
+                "the ingress has none; replicas are measured by Ray's own exporter",
+                rule="rayserve.metrics",
+                hint=NO_METRICS,
+            )
+        answer: Answer = yield self._elsewhere("exporter", "/metrics")
+        if not answer.ok:
+            raise self.failure(answer.status, answer.headers, answer.body, path="/metrics")
+        scaling, _ = yield from self._scaling()
+        return load_of(routes.read_metrics(answer.body, mean=(CACHE_USAGE,)), scaling)

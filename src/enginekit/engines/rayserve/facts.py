@@ -9,12 +9,13 @@ behind it is ready.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from enginekit.engines._fault import Case, Fault, retry_facts
 from enginekit.engines._vllm_wire import FAULTS as VLLM_FAULTS
+from enginekit.engines.rayserve.scaling import Scaling
 from enginekit.errors import (
     BadRequest,
     EngineDied,
@@ -49,8 +50,8 @@ def _by_config(note: str) -> Capability:
 
 
 NO_METRICS: Final = (
-    "not on the ingress: scrape Ray's exporter on each node (metrics_export_port), where the series "
-    "are called ray_vllm_… and ray_serve_…"
+    "not on the ingress: name Ray's exporter of a node (its metrics_export_port) as exporter under "
+    "[engines.rayserve.options]"
 )
 NO_TOKENIZER: Final = "the ingress has the route, but vLLM 0.32 refuses it: no 'tokenization' task"
 
@@ -267,15 +268,19 @@ def facts_of(
     fingerprint: str | None = None,
     tools: bool | None = None,
     answered: bool = True,
+    scaling: Sequence[Scaling] = (),
+    notes: Sequence[str] = (),
 ) -> ServerFacts:
     """What a server says of itself in `/v1/models` and in the fingerprint of a reply.
 
     `tools` is what a trial call told: True when it takes tools, None when none was made;
-    `answered` whether the trial completion came back in time.
+    `answered` whether the trial completion came back in time; `scaling` what Ray's dashboard says
+    of the deployments, where it was asked.
     """
     cards = model_cards(listing)
     windows = [card.context_window for card in cards if card.context_window]
-    version, verified, notes = judge_version(fingerprint)
+    version, verified, said = judge_version(fingerprint)
+    notes = (*said, *notes)
     if cards and not windows:
         notes = (
             *notes,
@@ -296,7 +301,8 @@ def facts_of(
         modalities=tuple(sorted(modalities)),
         capabilities=capabilities,
         verified=verified,
-        notes=(*notes, *AUTOSCALING),
+        notes=(*notes, *([one.sentence for one in scaling] or AUTOSCALING)),
+        extra={"scaling": tuple(scaling)} if scaling else {},
     )
 
 
