@@ -25,6 +25,7 @@ from enginekit.sizing.policy import (
     POLICIES,
     TIERED,
     WARMED,
+    Policy,
     policy_of,
 )
 
@@ -315,3 +316,33 @@ def test_the_environment_of_the_ollama_command_is_the_servers() -> None:
 def test_ollama_takes_a_file_by_a_modelfile_only() -> None:
     found = made("llama3.1-8b", "rtx4090", policy=TIERED, context=4096, source="/m/x.gguf")
     assert "echo FROM /m/x.gguf | ollama create NAME" in found.command
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "expected"),
+    [
+        ("deepseek-v3", PAGED, "fp8-block"),
+        ("kimi-k2.6", PAGED, "w4a16-g32"),
+        ("gpt-oss-120b", PAGED, "mxfp4"),
+        ("gpt-oss-20b", CONTEXT, "MXFP4_MOE"),
+        ("deepseek-v3", CONTEXT, "Q4_K_M"),
+        ("llama3.1-8b", PAGED, "bf16"),
+    ],
+)
+def test_the_usual_format_is_the_one_that_is_published(
+    model: str, policy: Policy, expected: str
+) -> None:
+    """DeepSeek-V3 ships in FP8, Kimi K2.6 in INT4, gpt-oss in MXFP4: nothing wider is offered."""
+    found = made(model, "8xh200", policy=policy)
+    assert found.quantization == expected
+    if policy is PAGED:
+        assert found.quantizations[0].name == expected
+    assert not any("format; this engine loads" in note for note in found.notes)
+
+
+def test_what_does_not_fit_has_no_speed() -> None:
+    found = made("llama3.1-405b", "rtx4090")
+    assert found.verdict == "no"
+    assert found.speed.decode is None
+    assert found.speed.prefill is None
+    assert found.speed.reason == "it does not fit"

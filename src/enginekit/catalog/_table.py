@@ -108,6 +108,7 @@ def _spec(row: Row) -> ModelSpec:
         tied_embeddings=row["tied"] == "yes" or "headless" in layout,
         causal="encoder" not in layout,
         mtp_layers=int(layout.get("mtp", 0)),
+        native_format=layout.get("native", ""),
         names=ModelNames(
             catalog=row["name"],
             hf=row["hf_repo"],

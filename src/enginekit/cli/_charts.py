@@ -120,7 +120,9 @@ def curves(
         f'<text class="axis mid" x="{across(x):.1f}" y="{height - 20}">{tokens(x)}</text>'
         for x in every
     )
-    out.append(f'<text class="axis mid" x="{WIDTH / 2}" y="{height - 3}">context, tokens</text>')
+    out.append(
+        f'<text class="axis mid name" x="{WIDTH / 2}" y="{height - 3}">context, tokens</text>'
+    )
     out.append(f'<text class="axis" x="2" y="12">{escape(unit)}</text>')
     if here is not None and every[0] <= here <= every[-1]:
         x = across(here)

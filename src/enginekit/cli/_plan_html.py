@@ -48,6 +48,9 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:16px 0}
 .facts div{border:1px solid var(--line);border-radius:8px;padding:8px 12px}
 .facts b{display:block;font-size:1.15rem}
+@media (max-width:600px){svg{overflow:visible}svg text.axis{font-size:20px}
+svg text.axis.mid{transform:translateY(9px)}
+svg text.in,svg text.name{display:none}}
 """
 
 

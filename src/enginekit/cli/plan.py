@@ -127,10 +127,9 @@ def render(made: Plan) -> list[str]:
     if made.quantizations:
         lines += _wrapped("fitting", _quantizations(made))
     lines += _fixes(made)
-    if made.devices:
+    if made.devices and made.verdict != "no":
         lines += _wrapped("speed", _speed(made))
-        if made.verdict != "no":
-            lines += _wrapped("command", made.command)
+        lines += _wrapped("command", made.command)
     for note in made.notes:
         lines += _wrapped("note", note)
     return lines

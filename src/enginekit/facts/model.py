@@ -219,6 +219,9 @@ class ModelSpec:
     format: FileFormat = "unknown"
     quantization: str = ""
     """The source's label (`Q4_K_M`, `fp8-block`, `awq-int4-g128`, `BF16`); empty if none is chosen."""
+    native_format: str = ""
+    """What its publisher ships where that is not 16 bits (`fp8-block`, `mxfp4`); no wider
+    checkpoint exists."""
     weights: tuple[WeightGroup, ...] = ()
     """From real headers; empty when only a name or config.json was available."""
     weight_bytes: int = 0

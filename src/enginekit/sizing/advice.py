@@ -12,8 +12,9 @@ from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.outcome import Fix, Verdict
 from enginekit.sizing.policy import GIB
 from enginekit.sizing.pool import Pooling, Shards
-from enginekit.sizing.quantization import gguf_label, weight_format
+from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
 from enginekit.sizing.split import Placement, largest, layered
+from enginekit.sizing.weights import typical_bits
 
 Sizer = Allocation | Pooling
 Place = Placement | Shards
@@ -126,23 +127,21 @@ def _smaller_context(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     return [_fix(f"context {tokens}", "less past is seen", flag, sizer, place)]
 
 
-def _bits(name: str) -> float:
-    label = gguf_label(name)
-    if label:
-        from enginekit.sizing.weights import typical_bits
-
-        return typical_bits(label, 8_000_000_000)
+def bits(name: str) -> float:
+    """Typical bits per weight of a quantization, for comparing two."""
+    if is_gguf(name):
+        return typical_bits(gguf_label(name), 8_000_000_000)
     other = weight_format(name)
     return float(other.bits) if other else 16.0
 
 
 def _smaller_weights(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
-    now = _bits(setting.quantization)
+    now = bits(setting.quantization)
     for name in sizer.policy.ladder:
-        bits = _bits(name)
-        if bits >= now or excess(sizer, setting._replace(quantization=name), place) > 0:
+        width = bits(name)
+        if width >= now or excess(sizer, setting._replace(quantization=name), place) > 0:
             continue
-        cost = "answers get worse" if bits < _FEWER_BITS else "little, if it is a good conversion"
+        cost = "answers get worse" if width < _FEWER_BITS else "little, if it is a good conversion"
         return [_fix(name, cost, "", sizer, place)]
     return []
 
@@ -162,7 +161,7 @@ def _offload(sizer: Allocation, place: Placement) -> Fix:
 def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     kind = sizer.policy.cache_types[min(1, len(sizer.policy.cache_types) - 1)]
     for name in sizer.policy.ladder:
-        if _bits(name) > _bits(setting.quantization):
+        if bits(name) > bits(setting.quantization):
             continue
         for users in dict.fromkeys((setting.users, 1)):
             tried = setting._replace(
@@ -270,8 +269,8 @@ def notes(
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
     label = setting.quantization
-    other = None if gguf_label(label) else weight_format(label)
-    kind = "gguf" if gguf_label(label) and label not in sizer.policy.ladder else ""
+    other = None if is_gguf(label) else weight_format(label)
+    kind = "gguf" if is_gguf(label) and label not in sizer.policy.ladder else ""
     kind = other.format if other is not None and not kind else kind
     if kind and kind not in sizer.policy.formats and kind != "unknown":
         said.append(f"{label} is a {kind} format; this engine loads {sizer.policy.formats[0]}")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Final
 
 from enginekit.facts.machine import Machine
@@ -14,13 +15,16 @@ from enginekit.sizing.advice import excess
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.budget import Devices, devices
 from enginekit.sizing.calibration import Calibration
-from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Speed, Verdict
+from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Verdict
 from enginekit.sizing.policy import CONTEXT, GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
-from enginekit.sizing.quantization import gguf_label, weight_format
-from enginekit.sizing.speed import estimate
+from enginekit.sizing.quantization import is_gguf, weight_format
+from enginekit.sizing.speed import NO_SPEED, estimate
 from enginekit.sizing.split import Placement, largest
 from enginekit.sizing.stages import allocated_stages, pooled_stages, shard_words, split_words
+
+_SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
+"""Published formats that GGUF files of the model keep."""
 
 MOST_USERS: Final = 4096
 _STEP: Final = 256
@@ -84,11 +88,16 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
     own = model.quantization
     if own and model.format in policy.formats:
         return own
-    other = None if gguf_label(own) else weight_format(own)
+    other = None if is_gguf(own) else weight_format(own)
     if other is not None and other.format in policy.formats:
         return own
-    if own and gguf_label(own) and "gguf" in policy.formats:
+    if own and is_gguf(own) and "gguf" in policy.formats:
         return own
+    native = weight_format(model.native_format) if model.native_format else None
+    if native is not None and native.format in policy.formats:
+        return model.native_format
+    if "gguf" in policy.formats and model.native_format in _SAME_IN_GGUF:
+        return _SAME_IN_GGUF[model.native_format]
     return policy.default_quantization
 
 
@@ -228,7 +237,9 @@ def _answer(
         most_users=_most_users(sizer, setting, place, verdict),
         quantizations=_ladder(sizer, setting),
         fixes=() if settled else advice.fixes(sizer, setting, model, largest_context, verdict),
-        speed=estimate(
+        speed=NO_SPEED
+        if verdict == "no"
+        else estimate(
             model,
             stages,
             quantization=setting.quantization,
@@ -272,14 +283,11 @@ def _unusable(
         most_users=0,
         quantizations=(),
         fixes=(),
-        speed=Speed(
-            decode=None, decode_full=None, decode_total=None, prefill=None,
-            load_seconds=(0.0, 0.0, 0.0), reason=reason,
-        ),
+        speed=NO_SPEED,
         command="",
         notes=(reason,),
         weights_method="",
-    )  # fmt: skip
+    )
 
 
 def _binding(shown: tuple[DevicePlan, ...]) -> str:
@@ -314,6 +322,11 @@ def _most_users(
 
 def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[QuantizationFit, ...]:
     names = list(sizer.policy.ladder)
+    native = weight_format(sizer.spec.native_format) if sizer.spec.native_format else None
+    if native is not None and native.format in sizer.policy.formats:
+        # Nobody ships it wider.
+        narrower = [name for name in names if advice.bits(name) < native.bits]
+        names = [sizer.spec.native_format, *narrower]
     if setting.quantization not in names:
         names.insert(0, setting.quantization)
     if isinstance(sizer, Allocation):

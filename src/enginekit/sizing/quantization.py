@@ -286,6 +286,11 @@ def gguf_label(label: str) -> str:
     return "Q4_K_M" if known == "Q4_K" else "Q5_K_M" if known == "Q5_K" else ""
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a quantization is one of llama-quantize's; `mxfp4` and `nvfp4` are safetensors formats."""
+    return name not in FORMATS and bool(gguf_label(name))
+
+
 _LABELS: Final = frozenset(GGUF_LABELS)
 
 

@@ -86,6 +86,17 @@ class Stage:
     """Weight bytes that lie here; a prompt's micro-batch sends those of the host to the GPU."""
 
 
+NO_SPEED: Final = Speed(
+    decode=None,
+    decode_full=None,
+    decode_total=None,
+    prefill=None,
+    load_seconds=(0.0, 0.0, 0.0),
+    reason="it does not fit",
+)
+"""Of what cannot run."""
+
+
 def estimate(
     spec: ModelSpec,
     stages: Sequence[Stage],
