@@ -178,3 +178,16 @@ def test_row_names_are_unique_and_unsupported_rows_name_a_feature():
     names = [case.name for case in FAULTS]
     assert len(set(names)) == len(names)
     assert all(case.facts for case in FAULTS if case.error is Unsupported)
+
+
+@pytest.mark.parametrize(
+    ("model", "hint"),
+    [
+        ("llama3.1:8b", "ollama pull llama3.1:8b; ollama list shows the models there are"),
+        ("x; rm y", "ollama list shows the models there are; ollama pull NAME fetches one"),
+    ],
+)
+def test_the_hint_of_a_missing_model_is_the_command_to_get_it(model, hint):
+    body = json.dumps({"error": f"model '{model}' not found"}).encode()
+    error = ENGINE.failure(404, {}, body, path="/api/chat")
+    assert error.hint == hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Literal
 
@@ -42,6 +43,9 @@ from enginekit.types import (
 LOADING: Final = 600.0
 """Seconds a call may take that makes the server load a model."""
 
+_NAME: Final = re.compile(r"[\w./:-]+")
+"""A model name that can stand in a command as it is."""
+
 SHOWN: Final = 8
 """How many models a probe asks about one by one: the one in focus, the loaded, then the newest."""
 
@@ -73,7 +77,10 @@ class Ollama(Engine):
         self, status: int, headers: Mapping[str, str], body: bytes, *, path: str = ""
     ) -> EngineKitError:
         """The error that this refusal means; `faults.FAULTS` is the table."""
-        return classify(self, FAULTS, read_fault(status, headers, body, path=path))
+        error = classify(self, FAULTS, read_fault(status, headers, body, path=path))
+        if isinstance(error, ModelNotFound) and _NAME.fullmatch(error.model or ""):
+            error.hint = f"ollama pull {error.model}; ollama list shows the models there are"
+        return error
 
     def model_facts(self, model: str) -> ModelFacts:
         """What the probe learned about a model; empty facts for one it did not see."""
