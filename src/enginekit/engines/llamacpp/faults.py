@@ -36,6 +36,14 @@ FAULTS: Final[tuple[Case, ...]] = (
         facts=overflow_facts,
         hint="shorten the conversation, or start the server with a larger -c",
     ),
+    Case(  # the same, told by a proxy that keeps the sentence and not the type
+        error=ContextOverflow,
+        name="context-text",
+        text=r"(?:request \((?P<requested>\d+) tokens\) )?exceeds the available context size"
+        r"(?: \((?P<limit>\d+) tokens\))?",
+        facts=overflow_facts,
+        hint="shorten the conversation, or start the server with a larger -c",
+    ),
     Case(
         error=ContextOverflow,
         name="batch",

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from enginekit.engines._fault import Case, Fault
+from enginekit.engines._fault import Case, overflow_facts
 from enginekit.engines._params import Rule, Table, omitted, sent
 from enginekit.errors import BadRequest, ContextOverflow, ModelNotFound, Unsupported
 from enginekit.facts.engine import Capability, EngineProfile, Load, ModelCard, ServerFacts
@@ -164,18 +164,13 @@ def _feature(name: str) -> Any:
     return lambda fault, match: {"feature": name, "rule": f"mlc.{name}"}
 
 
-def _counts(fault: Fault, match: re.Match[str] | None) -> Mapping[str, Any]:
-    assert match is not None
-    return {"limit": int(match["limit"]), "requested": int(match["requested"])}
-
-
 FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=ContextOverflow,
         name="context",
-        text=r"prompt has (?P<requested>\d+) tokens in total, "
-        r"larger than the model input length limit (?P<limit>\d+)",
-        facts=_counts,
+        text=r"(?:prompt has (?P<requested>\d+) tokens.*?)?"
+        r"larger than the model input length limit(?: (?P<limit>\d+))?",
+        facts=overflow_facts,
         hint="shorten the conversation, or start the server with a larger "
         "--overrides context_window_size=N",
     ),
