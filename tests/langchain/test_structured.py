@@ -156,6 +156,30 @@ def test_raw_and_parse_errors_on_request(vllm: VLLM) -> None:
     assert isinstance(bad["parsing_error"], OutputParserException)
 
 
+def test_the_model_is_shown_its_schema_on_request(wire: Wire) -> None:
+    """Engines enforce a schema and do not show it: a small model then guesses what a key means."""
+    wire.says(Answer(text=['{"name": "Ann", "age": 31}']))
+    model = model_of(wire, show_schema=True)
+
+    def told(question: Any, **more: Any) -> bool:
+        message = model.invoke(question, response_format=Person, **more)
+        noted = "the schema is shown" in str(message.response_metadata["receipt"].get("notes"))
+        first = wire.requests[-1]["messages"][0]
+        shown = first["role"] == "system" and "matches this JSON schema" in first["content"]
+        assert noted == shown
+        return shown
+
+    assert told("?")
+    assert told([("system", "Be brief."), ("user", "?")])
+    assert wire.requests[-1]["messages"][0]["content"].startswith("Be brief.\n\n")
+    assert not told("?", show_schema=False)
+    model.invoke("?")
+    assert len(wire.requests[-1]["messages"]) == 1
+    structured = model_of(wire).with_structured_output(Person, show_schema=True)
+    assert structured.invoke("?") == Person(name="Ann", age=31)
+    assert '"title": "Person"' in wire.requests[-1]["messages"][0]["content"]
+
+
 def test_thinking_is_not_parsed(wire: Wire) -> None:
     wire.says(Answer(reasoning=["is it {", "Ann}?"], text=TEXT))
     check(model_of(wire).with_structured_output(Person).invoke("?"), Person)

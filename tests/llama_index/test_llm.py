@@ -401,6 +401,21 @@ async def test_an_answer_that_is_no_such_object_raises(
         [p async for p in await llm.astream_structured_predict(Person, prompt)]
 
 
+def test_the_model_is_shown_its_schema_on_request(vllm: VLLM) -> None:
+    on_wire(vllm)
+    prompt = PromptTemplate("PERSON")
+    for llm, keywords in (
+        (llm_of(vllm, show_schema=True), None),
+        (llm_of(vllm), {"show_schema": True}),
+    ):
+        assert llm.structured_predict(Person, prompt, llm_kwargs=keywords).name == "Ann"
+        first = vllm.requests[-1]["messages"][0]
+        assert first["role"] == "system"
+        assert "matches this JSON schema" in first["content"]
+    llm_of(vllm).structured_predict(Person, prompt)
+    assert len(vllm.requests[-1]["messages"]) == 1
+
+
 def test_keywords_of_a_structured_call_reach_the_engine(vllm: VLLM) -> None:
     on_wire(vllm)
     llm_kwargs = {"temperature": 0.125, "tool_choice": "auto", "tool_required": True}

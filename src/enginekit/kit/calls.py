@@ -36,6 +36,7 @@ from enginekit.kit.route import (
     resolve,
     roomier,
 )
+from enginekit.kit.showing import with_schema_shown
 from enginekit.operations import asked as unless_lacking
 from enginekit.operations import open_reply
 from enginekit.types import (
@@ -178,7 +179,7 @@ class Calls:
         patient: bool = True,
         again: bool = False,
     ) -> Operation[Any]:
-        request = asked
+        request, told = with_schema_shown(asked)
         route = yield from self._route(number, request.model or None, patient=patient)
         if not request.model:
             request = replace(request, model=route.model)
@@ -216,8 +217,8 @@ class Calls:
                 raise explained(route, error) from error
             raise
         keep_facts(route)
-        if route.notes or fetched:
-            opened.receipt.notes.extend((*route.notes, *fetched))
+        if route.notes or fetched or told:
+            opened.receipt.notes.extend((*route.notes, *fetched, *told))
         return opened
 
     def _connect(self) -> Operation[ServerFacts | None]:

@@ -34,6 +34,7 @@ CHAT_KEYWORDS: Final = (
     "tools",
     "tool_choice",
     "response_format",
+    "show_schema",
 )
 """Every keyword that a chat call takes besides `stop`."""
 
@@ -101,7 +102,7 @@ def with_call(
             if name in _IGNORED:
                 continue
             raise unknown(name, ("stop", *known), where)
-        if value is None or name in _TOOL_KEYWORDS:
+        if value is None or name in _TOOL_KEYWORDS or name == "show_schema":
             continue
         if name in SAMPLING:
             sampling[name] = _sampling_value(name, value)
@@ -114,6 +115,14 @@ def with_call(
     if not _TOOL_KEYWORDS.isdisjoint(kwargs):
         _add_tools(made, kwargs)
     return made
+
+
+def with_schema_shown(made: dict[str, Any], show: bool | None) -> dict[str, Any]:
+    """The request fields with the wish, if it is one, that the model sees its schema."""
+    constraint = made.get("constraint")
+    if not show or constraint is None:
+        return made
+    return {**made, "constraint": replace(constraint, shown=True)}
 
 
 def _add_tools(made: dict[str, Any], kwargs: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,9 @@ def structured(
     method: str,
     include_raw: bool,
     strict: bool | None,
+    bound: Mapping[str, Any],
 ) -> Runnable[Any, Any]:
-    """The model with a schema bound to it, and the parser that fits.
+    """The model with a schema and the keywords `bound` bound to it, and the parser that fits.
 
     Raises ValueError for an unknown method or a missing schema.
     """
@@ -49,7 +50,7 @@ def structured(
     parser: Runnable[Any, Any]
     if method == "function_calling":
         name = openai_tool(schema)["function"]["name"]
-        bound = model.bind_tools(
+        source = model.bind_tools(
             [schema],
             tool_choice=name,
             parallel_tool_calls=False,
@@ -70,19 +71,19 @@ def structured(
             if strict is not None:
                 inner["strict"] = strict
             wanted = {"type": "json_schema", "json_schema": inner}
-        bound = model.bind(response_format=wanted, ls_structured_output_format=traced)
+        source = model.bind(response_format=wanted, ls_structured_output_format=traced, **bound)
         parser = _WholeModel(pydantic_object=schema) if is_class else _WholeJson()
     else:
         raise ValueError(
             f"method {method!r} is not one of 'json_schema', 'function_calling', 'json_mode'"
         )
     if not include_raw:
-        return bound | parser
+        return source | parser
     parsed = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | parser, parsing_error=lambda _: None
     )
     nothing = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=bound) | parsed.with_fallbacks([nothing], exception_key="parsing_error")
+    return RunnableMap(raw=source) | parsed.with_fallbacks([nothing], exception_key="parsing_error")
 
 
 def check_whole(message: Any) -> None:

@@ -29,6 +29,7 @@ from enginekit.langchain._request import (
     SAMPLING,
     request_fields,
     with_call,
+    with_schema_shown,
 )
 from enginekit.langchain._settings import State, reraise
 from enginekit.langchain._tools import openai_tool, openai_tool_choice, to_tool_choice
@@ -42,6 +43,7 @@ _IDENTIFYING = (
     *REQUEST_FIELDS,
     "context",
     "chat_template",
+    "show_schema",
 )
 
 
@@ -69,6 +71,8 @@ class EngineKitChat(Generating, BaseChatModel):
     """False asks for at most one tool call."""
     template_options: dict[str, Any] | None = None
     """Variables for the chat template (`chat_template_kwargs`)."""
+    show_schema: bool | None = None
+    """Tell the model the schema of a structured answer in the prompt too, not only enforce it."""
     streaming: bool | None = None
     """True lets `invoke` read a stream too (for token callbacks); False forbids streaming."""
 
@@ -202,6 +206,8 @@ class EngineKitChat(Generating, BaseChatModel):
             state.memo["request"] = base
         if kwargs or stop is not None:
             base = with_call(base, stop, kwargs, where=f"a call of {type(self).__name__}")
+            show = kwargs.get("show_schema")
+            base = with_schema_shown(base, self.show_schema if show is None else show)
         if stream and base["sampling"].n and base["sampling"].n > 1:
             raise ConfigError(f"n={base['sampling'].n} needs generate(): a stream has one reply")
         return ChatRequest(messages=to_messages(messages), **base)
@@ -265,6 +271,7 @@ class EngineKitChat(Generating, BaseChatModel):
         method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
         include_raw: bool = False,
         strict: bool | None = None,
+        show_schema: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """Answers that match a schema.
@@ -276,14 +283,17 @@ class EngineKitChat(Generating, BaseChatModel):
                 call of a tool with that schema; `json_mode` asks for some JSON and only parses it.
             include_raw: return `{"raw", "parsed", "parsing_error"}` and raise no parse error.
             strict: passed on to engines that know it.
+            show_schema: with `json_schema`, tell the model the schema in the prompt as well: engines
+                only enforce it. None follows the model's own setting.
 
         An answer that was cut by the token limit is a parse error, never a repaired value.
         Raises ValueError for other keywords or an unknown method.
         """
         if kwargs:
             raise ValueError(f"with_structured_output() does not know {', '.join(kwargs)}")
+        bound = {} if show_schema is None else {"show_schema": show_schema}
         return _structured.structured(
-            self, schema, method=method, include_raw=include_raw, strict=strict
+            self, schema, method=method, include_raw=include_raw, strict=strict, bound=bound
         )
 
     # -- what is known of the model -----------------------------------------------------

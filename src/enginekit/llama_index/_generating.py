@@ -90,6 +90,11 @@ class Generating(Connection):
     template_options: dict[str, Any] | None = Field(
         default=None, description="Variables for the chat template (chat_template_kwargs)."
     )
+    show_schema: bool | None = Field(
+        default=None,
+        description="Tell the model the schema of a structured answer in the prompt too, not only "
+        "enforce it.",
+    )
     use_completion_endpoint: bool = Field(
         default=False,
         description="Let complete() and its kin continue the bare text, without a chat template: "

@@ -35,6 +35,7 @@ from enginekit.llama_index._request import (
     TEXT_KEYWORDS,
     request_fields,
     with_call,
+    with_schema_shown,
 )
 from enginekit.llama_index._settings import State
 from enginekit.llama_index._structured import Structured
@@ -128,6 +129,8 @@ class EngineKitLLM(Generating, ToolCalling, Structured):
         stream: bool = False,
     ) -> ChatRequest:
         fields = self._fields(state, "chat", CHAT_FIELDS, kwargs, CHAT_KEYWORDS, stream)
+        show = kwargs.get("show_schema")
+        fields = with_schema_shown(fields, self.show_schema if show is None else show)
         return ChatRequest(messages=to_messages(messages), **fields)
 
     def _text_request(

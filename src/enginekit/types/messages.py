@@ -131,9 +131,12 @@ class Constraint:
             None for `json`.
         name: a name for the schema, where a wire format wants one.
         strict: the caller's wish for strict schema adherence, where a wire format has it.
+        shown: tell the model the schema in the prompt as well. Engines enforce it on the output and
+            do not show it, so without this a model must guess what the keys mean.
     """
 
     kind: Literal["json", "json_schema", "regex", "choice", "grammar"]
     value: Any = None
     name: str = "answer"
     strict: bool | None = None
+    shown: bool = False
