@@ -20,7 +20,7 @@ from langchain_core.tools import tool
 from enginekit.errors import ContextOverflow, EngineTimeout, StreamTruncated, UnknownSetting
 from enginekit.langchain import EngineKitChat, OmittedSetting
 from tests.langchain.wires import HELLO, VLLM, Answer, LlamaCpp, Ollama, Wire, model_of, torn
-from tests.support.server import Server, json_reply, refused_url
+from tests.support.server import Server, json_reply, refused_url, sse
 
 
 def added(chunks: list[Any]) -> AIMessageChunk:
@@ -201,6 +201,36 @@ def test_parallel_calls_of_one_tool(wire: Wire) -> None:
     check_twice(bound.invoke("?"))
     check_twice(added(list(bound.stream("?"))))
     assert wire.requests[0]["tools"][0]["function"]["name"] == "get_weather"
+
+
+def test_two_pieces_of_a_call_in_one_event_are_one_call(vllm: VLLM) -> None:
+    """A busy vLLM sends them so: seen by the standard suite on a machine with nothing to spare."""
+
+    def event(*pieces: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        delta = {"tool_calls": list(pieces)} if pieces else {}
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+    def named(index: int, name: str) -> dict[str, Any]:
+        return {"index": index, "id": f"c{index}", "type": "function", "function": {"name": name}}
+
+    def more(index: int, arguments: str) -> dict[str, Any]:
+        return {"index": index, "function": {"arguments": arguments}}
+
+    vllm.says(
+        sse(
+            event(named(0, "get_weather"), more(0, '{"city": ')),
+            event(more(0, '"Oslo"}'), named(1, "add"), more(1, '{"a": 2,'), more(1, ' "b": 3}')),
+            event(finish="tool_calls"),
+            {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}},
+            "data: [DONE]\n\n",
+        )
+    )
+    total = added(list(model_of(vllm).bind_tools([get_weather]).stream("CALLS")))
+    assert [(call["name"], call["args"], call["id"]) for call in total.tool_calls] == [
+        ("get_weather", {"city": "Oslo"}, "c0"),
+        ("add", {"a": 2, "b": 3}, "c1"),
+    ]
+    assert total.invalid_tool_calls == []
 
 
 def test_parallel_calls_in_v1_content_blocks(wire: Wire) -> None:

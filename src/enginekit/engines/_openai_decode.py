@@ -179,7 +179,7 @@ class OpenAIDecoder(ReplyDecoder):
         # Encoders refuse tools together with n > 1, so the calls of other choices cannot come.
         if not pieces or choice:
             return ()
-        deltas = []
+        deltas: dict[int, ToolCallDelta] = {}
         for place, piece in enumerate(pieces):
             function = piece.get("function") or {}
             arguments = function.get("arguments")
@@ -191,8 +191,14 @@ class OpenAIDecoder(ReplyDecoder):
             name, index = function.get("name"), piece.get("index")
             if index is None:
                 index = place if len(pieces) > 1 else self._place_of(call, name)
-            deltas.append(self._delta(int(index), call, name, arguments))
-        return tuple(deltas)
+            delta = self._delta(int(index), call, name, arguments)
+            # A busy vLLM puts the name and the first arguments of a call into one event as two
+            # pieces; frameworks join pieces of different events only.
+            first = deltas.setdefault(delta.index, delta)
+            if first is not delta:
+                first.name = first.name or delta.name
+                first.arguments += delta.arguments
+        return tuple(deltas.values())
 
     def _place_of(self, call: str | None, name: str | None) -> int:
         """The place of a piece without index: the call it names again, a new one, else the last."""
