@@ -3,7 +3,10 @@
 By default a real llama.cpp server with scripted weights, started here. `nox -s live -- ENGINE URL
 [MODEL]` points it at any server; the lanes for vLLM and Ray Serve do the same. Environment, read
 once before tests clean it: ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY, and _SCRIPTED=1 when the
-server runs the weights of `tests.support.scripted`.
+server runs the weights of `tests.support.scripted`. The standard suites and the examples read more:
+_OTHER, a second model that the server has, for the tests that override the model (without it the
+override names the same one), and _EMBED_URL, _EMBED_MODEL, _EMBED_KEY, an embedding server of the
+same engine.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ from tests.support.models import scripted_gguf
 
 LIVE = {
     name: os.environ.get(f"ENGINEKIT_LIVE_{name.upper()}", "")
-    for name in ("engine", "url", "model", "key", "scripted")
+    for name in (
+        *("engine", "url", "model", "key", "scripted"),
+        *("other", "embed_url", "embed_model", "embed_key"),
+    )
 }
 
 

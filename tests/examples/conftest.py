@@ -1,7 +1,8 @@
 """A server for the example programs, and the environment that leads them to it.
 
 By default a real embedded llama.cpp with scripted weights, held by the tests and shared by every
-program; ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY (see `tests/contract/conftest.py`) name another.
+program; ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY (see `tests/contract/conftest.py`) name another,
+and _EMBED_URL, _EMBED_MODEL, _EMBED_KEY one that embeds.
 """
 
 from __future__ import annotations
@@ -65,6 +66,16 @@ def scripted() -> None:
     """For expectations that only scripted weights can meet."""
     if LIVE["url"] and LIVE["scripted"] != "1":
         pytest.skip("exact expectations need the scripted weights on the server")
+
+
+@pytest.fixture
+def speaking() -> dict[str, str]:
+    """The environment of a program that wants a model that speaks, and of one that embeds."""
+    if not LIVE["url"]:
+        return {"ENGINEKIT_MODEL": str(models.smollm2())}
+    if LIVE["scripted"] == "1":
+        pytest.skip("this program runs on the lane's other model, which was not written down")
+    return {f"ENGINEKIT_{name.upper()}": LIVE[name] for name in ("embed_url", "embed_model")}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,7 @@ def _pip(python: Path, out: object, *arguments: str) -> None:
         raise SystemExit(f"pip {' '.join(arguments[:3])} failed; see {getattr(out, 'name', out)}")
 
 
+@cache
 def smollm2(python: Path) -> Path:
     """The safetensors of SmolLM2, made once per cache of the user (half a minute)."""
     found = subprocess.run(

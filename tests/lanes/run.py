@@ -5,10 +5,11 @@
 Two sets of weights, the same on every engine: the scripted ones of `tests.support.scripted`, whose
 answers are known word for word, and SmolLM2-135M. Scripted weights get the contract, LangChain's
 standard suites (chat, and embeddings on a second server), the LlamaIndex contract and the programs
-of `examples/`; SmolLM2 gets the contract and the programs that want a model that speaks. Output of
+of `examples/`; SmolLM2 gets the contract and the programs that want a model that speaks, and is the
+one that embeds. Output of
 pip, servers and tests is kept in .ci/log. Needs enginekit and the test group; the servers get an
-environment of their own. `--record` makes the engine's cassettes anew (tests/cassettes), through a
-proxy, instead of running the tests. Further arguments go to pytest.
+environment of their own. `--record` first makes the engine's cassettes anew (tests/cassettes),
+through a proxy. Further arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LOGS = ROOT / ".ci" / "log"
 START_SECONDS = {"llamacpp": 90.0, "vllm": 400.0, "rayserve": 600.0}
 TEST_SECONDS = 1200.0
 RECORDED = ("programme", "chat", "embeddings")
+EMBEDDER = "embedder"
+"""SmolLM2 once more, for embeddings: a server either chats or embeds."""
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "scripted": (
@@ -53,7 +56,7 @@ class Stage:
     """A server that chats and, beside it, one that embeds.
 
     Attributes:
-        other: a second model or name that the first server answers to.
+        other: a second model that the first server has.
     """
 
     model: str
@@ -82,14 +85,13 @@ class Stage:
 
 
 def llamacpp(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
-    """An embedded llama.cpp for each model, and one that embeds by the first one's weights."""
+    """An embedded llama.cpp for each model, and one that embeds by SmolLM2's weights."""
     from enginekit.launch.embedded import EmbeddedSpec, acquire
 
     budget = START_SECONDS["llamacpp"]
-    first = next(iter(models.values()))
-    embeds = EmbeddedSpec(model_path=first, context=2048, slots=2, embeddings=True)
+    embeds = EmbeddedSpec(model_path=models[EMBEDDER], context=2048, slots=2, embeddings=True)
     with acquire(embeds, budget=budget) as embedder:
-        for name, path in models.items():
+        for name, path in chatting(models):
             spec = EmbeddedSpec(model_path=path, context=2048, slots=4, extra_args=("--metrics",))
             with acquire(spec, budget=budget) as lease:
                 yield Stage(
@@ -103,7 +105,7 @@ def llamacpp(models: Mapping[str, Path], python: Path) -> Generator[Stage, None,
 
 
 def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
-    """A vLLM for each model in turn, and one throughout that embeds by the first one's weights."""
+    """A vLLM for each model in turn, and one throughout that embeds by SmolLM2's weights."""
 
     @contextmanager
     def server(
@@ -115,42 +117,46 @@ def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, Non
             yield wait
 
     with ExitStack() as whole:
-        first = next(iter(models.values()))
         port = free_port()
         embed_url = f"http://127.0.0.1:{port}"
-        command = vllm_embed_command(python, port, "embedder", first)
+        command = vllm_embed_command(python, port, EMBEDDER, models[EMBEDDER])
         wait_for_embedder = whole.enter_context(
-            server("embedder", command, embed_url, {"embedder": EMBEDDINGS})
+            server(EMBEDDER, command, embed_url, {EMBEDDER: EMBEDDINGS})
         )
-        for name, folder in models.items():
+        for name, folder in chatting(models):
             port = free_port()
             url = f"http://127.0.0.1:{port}"
-            command = vllm_command(python, port, (name, f"{name}-2"), folder)
+            command = vllm_command(python, port, name, folder)
             with server(name, command, url, {name: CHAT}) as wait:
                 wait()
                 wait_for_embedder()
                 yield Stage(
                     model=name,
                     url=url,
-                    other=f"{name}-2",
                     embed_url=embed_url,
-                    embed_model="embedder",
+                    embed_model=EMBEDDER,
                 )
 
 
 def rayserve(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
-    """One Ray Serve application with all models, and one more that embeds by the first's weights."""
+    """One Ray Serve application with all models, and one more that embeds by SmolLM2's weights."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = ray_command(python, port, {**models, "embedder": next(iter(models.values()))})
-    ready = {**dict.fromkeys(models, CHAT), "embedder": EMBEDDINGS}
+    command = ray_command(python, port, models)
+    names = [name for name, _ in chatting(models)]
+    ready = {**dict.fromkeys(names, CHAT), EMBEDDER: EMBEDDINGS}
     log = LOGS / "live_rayserve-server.txt"
     budget = START_SECONDS["rayserve"]
     with starting(command, log=log, url=url, models=ready, budget=budget) as wait:
         wait()
-        for name in models:
-            (other,) = [one for one in models if one != name] or [name]
-            yield Stage(model=name, url=url, other=other, embed_url=url, embed_model="embedder")
+        for name in names:
+            other = next((one for one in names if one != name), name)
+            yield Stage(model=name, url=url, other=other, embed_url=url, embed_model=EMBEDDER)
+
+
+def chatting(models: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """The models that chat."""
+    return ((name, path) for name, path in models.items() if name != EMBEDDER)
 
 
 ENGINES: dict[str, Callable[[Mapping[str, Path], Path], Generator[Stage, None, None]]] = {
@@ -195,8 +201,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="the live suites on a real server")
     parser.add_argument("engine", choices=sorted(ENGINES))
     parser.add_argument("--environment", type=Path, default=ROOT / ".nox" / "servers")
-    parser.add_argument("--models", default="")
-    parser.add_argument("--record", action="store_true", help="make the cassettes anew, no more")
+    parser.add_argument("--models", default="scripted,smollm2")
+    parser.add_argument(
+        "--record",
+        nargs="?",
+        default="",
+        const=",".join(RECORDED),
+        help="first make the cassettes anew: all, or those of these suites",
+    )
     options, arguments = parser.parse_known_args()
     engine = options.engine
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
@@ -206,9 +218,7 @@ def main() -> int:
     def say(what: str) -> None:
         print(f"[{time.monotonic() - begin:4.0f} s] {what}", flush=True)
 
-    # Ray's second model is the one that the tests of another model name.
-    fewest = "scripted" if options.record and engine != "rayserve" else "scripted,smollm2"
-    wanted = (options.models or fewest).split(",")
+    wanted = [*options.models.split(","), EMBEDDER]
     failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="enginekit-lane-") as made:
         folder = Path(made)
@@ -217,6 +227,7 @@ def main() -> int:
             sources = {
                 "scripted": lambda: write_gguf(folder / "scripted.gguf"),
                 "smollm2": smollm2_gguf,
+                EMBEDDER: smollm2_gguf,
             }
         else:
             say("installing the server")
@@ -228,6 +239,7 @@ def main() -> int:
             sources = {
                 "scripted": lambda: write_hf(folder / "scripted"),
                 "smollm2": lambda: smollm2(python),
+                EMBEDDER: lambda: smollm2(python),
             }
         models = {name: sources[name]() for name in wanted}
         say("starting the server")
@@ -235,11 +247,11 @@ def main() -> int:
         try:
             for stage in stages:
                 say(f"{engine} serves {stage.model} at {stage.url}")
-                if not options.record:
-                    if tests(engine, stage, arguments):
-                        failed.append(stage.model)
-                elif stage.model == "scripted":
-                    failed += [one for one in RECORDED if record(engine, stage, one)]
+                if options.record and stage.model == "scripted":
+                    suites = options.record.split(",")
+                    failed += [one for one in suites if record(engine, stage, one)]
+                if tests(engine, stage, arguments):
+                    failed.append(stage.model)
                 say(f"done with {stage.model}")
         except (LaneError, subprocess.TimeoutExpired) as error:
             say(str(error))

@@ -21,27 +21,23 @@ class Told:
     command: str
 
 
-def vllm_command(python: Path, port: int, names: tuple[str, ...], folder: Path) -> list[str]:
-    """A vLLM server on CPU, small, that chats and calls tools.
-
-    Args:
-        names: all that it answers to; the first is the one it says itself.
-    """
+def vllm_command(python: Path, port: int, name: str, folder: Path) -> list[str]:
+    """A vLLM server on CPU, small, that chats and calls tools."""
     return [
-        *_vllm(python, port, names, folder),
+        *_vllm(python, port, name, folder),
         *("--max-num-seqs", "8", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
     ]
 
 
 def vllm_embed_command(python: Path, port: int, name: str, folder: Path) -> list[str]:
     """A vLLM server on CPU that embeds by a chat model's weights: the last token's state."""
-    return [*_vllm(python, port, (name,), folder), "--runner", "pooling", "--convert", "embed"]
+    return [*_vllm(python, port, name, folder), "--runner", "pooling", "--convert", "embed"]
 
 
-def _vllm(python: Path, port: int, names: tuple[str, ...], folder: Path) -> list[str]:
+def _vllm(python: Path, port: int, name: str, folder: Path) -> list[str]:
     return [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
-        *("--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port)),
+        *("--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)),
         *("--enforce-eager", "--dtype", "float32", "--max-model-len", "8192"),
     ]
 
@@ -55,20 +51,21 @@ def ray_command(python: Path, port: int, models: Mapping[str, Path | str]) -> li
 def told(engine: str, suite: str) -> Told:
     """What is said of the lane's server that answers a suite's requests."""
     if engine == "llamacpp":
-        how = "2 slots, embedding" if suite == "embeddings" else "4 slots, --metrics"
+        embeds = suite == "embeddings"
+        how = "2 slots, embedding, SmolLM2" if embeds else "4 slots, --metrics, scripted weights"
         return Told(
             "llama.cpp server",
             f"xllamacpp {metadata.version('xllamacpp')}",
-            f"enginekit.launch.embedded, context 2048, {how}, scripted weights",
+            f"enginekit.launch.embedded, context 2048, {how}",
         )
     python, folder = Path("python"), Path("scripted")
     if engine == "vllm":
         words = (
-            vllm_embed_command(python, 8000, "embedder", folder)
+            vllm_embed_command(python, 8000, "embedder", Path("smollm2"))
             if suite == "embeddings"
-            else vllm_command(python, 8000, ("scripted", "scripted-2"), folder)
+            else vllm_command(python, 8000, "scripted", folder)
         )
         return Told("vLLM, CPU", VLLM, " ".join(words))
-    names = {name: name for name in ("scripted", "smollm2", "embedder")}
+    names = {"scripted": "scripted", "smollm2": "smollm2", "embedder": "smollm2"}
     words = ["python", "tests/lanes/ray_app.py", *ray_command(python, 8000, names)[2:]]
     return Told("Ray Serve LLM over vLLM, CPU", f"{RAY[0]}, {VLLM}", " ".join(words))

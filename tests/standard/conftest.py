@@ -1,17 +1,13 @@
 """LangChain's standard integration suites, on a server that answers now and on cassettes.
 
 The live server is the one of `tests/contract`: by default a real llama.cpp with scripted weights, else
-what ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY and _SCRIPTED name. Two more are read here: _OTHER, a
-second model that the server has, for the tests that override the model (without it the override
-names the same one), and _EMBED_URL with _EMBED_MODEL and _EMBED_KEY, an embedding server of the same
-engine.
+the one that is named in the environment.
 
 What an engine cannot pass stands in `marks.py`; `counting.py` counts and compares.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +33,6 @@ __all__ = [
     "pytest_runtest_makereport",
     "pytest_terminal_summary",
 ]
-
-LIVE_MORE = {
-    name: os.environ.get(f"ENGINEKIT_LIVE_{name.upper()}", "")
-    for name in ("other", "embed_url", "embed_model", "embed_key")
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +79,7 @@ def _asked(settings: dict[str, Any], scripted: bool, other: str, player: Player 
 @pytest.fixture(scope="session")
 def served(place: Place) -> Served:
     """The server that answers now."""
-    return _asked(place.settings, place.scripted, LIVE_MORE["other"], None)
+    return _asked(place.settings, place.scripted, LIVE["other"], None)
 
 
 @pytest.fixture(scope="session", params=places("chat"), ids=str)
@@ -135,13 +126,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def embedding_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A server that embeds: the same llama.cpp in its embedding mode, unless one is named."""
-    if LIVE_MORE["embed_url"]:
+    if LIVE["embed_url"]:
         yield Place(
             {
                 "engine": LIVE["engine"],
-                "base_url": LIVE_MORE["embed_url"],
-                "model": LIVE_MORE["embed_model"] or None,
-                "api_key": LIVE_MORE["embed_key"] or None,
+                "base_url": LIVE["embed_url"],
+                "model": LIVE["embed_model"] or None,
+                "api_key": LIVE["embed_key"] or None,
             },
             LIVE["scripted"] == "1",
         )

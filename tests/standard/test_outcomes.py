@@ -21,6 +21,8 @@ def test_no_outcome_is_of_a_test_that_is_gone(request: pytest.FixtureRequest) ->
 
 def test_every_mark_is_of_a_test_that_has_it() -> None:
     for engine, marks in MARKS.items():
+        if engine not in stored():  # nobody has recorded it yet
+            continue
         outcomes = {
             re.sub(r"\[.*", "", name).rpartition("::")[2]: outcome
             for tests in stored().get(engine, {}).values()

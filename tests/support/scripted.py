@@ -62,7 +62,11 @@ class Reply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Scripted tool calls; `when` is over `last` only."""
+    """Scripted tool calls.
+
+    Attributes:
+        when: Jinja expression over `last`, `system`, `bare`, and `first`, the first tool's name.
+    """
 
     name: str
     when: str
@@ -81,7 +85,7 @@ REPLIES: tuple[Reply, ...] = (
     Reply(name="person", when="'PERSON' in last", text=('{"name": "Ann", "age": 31}',)),
     Reply(
         name="joke",
-        when="'joke' in last and not bare",
+        when="'joke' in last and not bare and not tools",
         text=(
             '{"setup": "Why did the cat sit on the laptop?", "punchline": "To watch the mouse."}',
         ),
@@ -139,12 +143,12 @@ CALLS: tuple[Call, ...] = (
     ),
     Call(
         name="jokedict",
-        when="bare and 'JokeDict' in system",
+        when="'JokeDict' in (system if bare else first)",
         calls=(("JokeDict", _JOKE),),
     ),
     Call(
         name="jokecall",
-        when="bare and '\"Joke\"' in system",
+        when="'\"Joke\"' in system if bare else first == 'Joke'",
         calls=(("Joke", _JOKE),),
     ),
     Call(
@@ -272,7 +276,7 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
             json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
             for name, arguments in call.calls
         ]
-        tagged = "".join(f"<tool_call>\n{row}\n</tool_call>\n" for row in rows)
+        tagged = "".join(f"<tool_call>\n{row}\n</tool_call>" for row in rows)
         chain(words.index[f"<|{call.name}|>"], words.cut(tagged), end)
         chain(words.index[f"<|{call.name}-bare|>"], words.cut(rows[0]), end)
     others = []
@@ -312,7 +316,7 @@ Call one with <tool_call>{"name": ..., "arguments": ...}</tool_call><|eot_id|>{%
 
 </think>
 
-{% endif %}{% set last = messages[-1]['content'] if messages[-1]['role'] == 'user' else '' %}"""
+{% endif %}{% set first = tools[0]['function']['name'] if tools else '' %}{% set last = messages[-1]['content'] if messages[-1]['role'] == 'user' else '' %}"""
 
 
 def _template(replies: Sequence[Reply], calls: Sequence[Call]) -> str:
