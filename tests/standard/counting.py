@@ -99,6 +99,8 @@ def _name(item: pytest.Item, where: str) -> str:
 def _as_stored(report: Any, engine: str, suite: str, name: str, outcome: str) -> bool:
     if TOLD == "write" or (REMOTE and TOLD != "check"):
         return True
+    if REMOTE and engine not in stored():  # a live server that nobody has recorded yet
+        return True
     expected = stored().get(engine, {}).get(suite, {}).get(name)
     if expected == outcome:
         return True
