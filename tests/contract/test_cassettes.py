@@ -31,7 +31,7 @@ def test_a_cassette_replays(path: Path):
 
 
 def test_there_is_one_of_each_engine_that_runs_here():
-    assert {path.stem for path in CASSETTES} >= {"llamacpp", "ollama", "vllm", "rayserve"}
+    assert {path.stem for path in CASSETTES} >= {"llamacpp", "ollama", "vllm", "rayserve", "tgi"}
 
 
 @pytest.mark.parametrize("path", [*CASSETTES, *STANDARD.glob("*.yaml")], ids=lambda path: path.stem)

@@ -175,13 +175,14 @@ def test_a_tool_call_is_exact(client, ask, scripted):
 
 
 def test_two_calls_keep_their_order_and_ids(client, ask, scripted):
+    """Where a server makes one call at a time, the first."""
     tools_usable(client)
     reply = ask(client, chat("CALLS", max_tokens=200, tools=(WEATHER, ADD)))
-    assert [(call.name, call.parsed()) for call in reply.tool_calls] == [
-        ("get_weather", {"city": "Oslo"}),
-        ("add", {"a": 2, "b": 3}),
-    ]
-    assert len({call.id for call in reply.tool_calls}) == 2
+    wanted = [("get_weather", {"city": "Oslo"}), ("add", {"a": 2, "b": 3})]
+    if client.engine.capability("parallel_tool_calls").support == "none":
+        wanted = wanted[:1]
+    assert [(call.name, call.parsed()) for call in reply.tool_calls] == wanted
+    assert len({call.id for call in reply.tool_calls}) == len(wanted)
 
 
 def test_streamed_calls_are_the_whole_calls(client, listen, scripted):
@@ -404,7 +405,8 @@ def test_tokens_go_there_and_back(client):
     with if_lacking(client, "tokenize"):
         tokens = client.tokenize("Hello there")
     assert tokens
-    assert client.detokenize(tokens).strip() == "Hello there"
+    with if_lacking(client, "detokenize"):
+        assert client.detokenize(tokens).strip() == "Hello there"
 
 
 def test_the_server_is_what_the_facts_say(client):

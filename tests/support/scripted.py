@@ -290,8 +290,11 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
         mark = words.index[f"<|{call.name}|>"]
         name, arguments = call.calls[0]
         other(mark, [{"name": name, "parameters": given} for name, given in call.calls], SECOND)
-        other(mark, arguments, THIRD)
-        other(mark, {"function": {"_name": name, **arguments}}, FOURTH)
+        wrapped = {"function": {"_name": name, **arguments}}
+        # TGI's grammar takes `{}` as well, which is no call there: its own form must come before.
+        third, fourth = (arguments, wrapped) if arguments else (wrapped, arguments)
+        other(mark, third, THIRD)
+        other(mark, fourth, FOURTH)
     other(words.index[_LETTERS[10]], {"function": {"_name": "no_tool"}}, FOURTH)
     return Script(
         tuple(words.words), tuple(words.kinds), follow, tuple(others), _template(replies, calls)
