@@ -13,12 +13,13 @@ open response.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypeVar
 
-from enginekit.errors import EngineKitError, Unsupported
+from enginekit.errors import EngineKitError, MalformedReply, Unsupported
 from enginekit.facts.engine import (
     Capability,
     EngineProfile,
@@ -235,6 +236,43 @@ Operation: TypeAlias = Generator[Effect, Any, _T]
 
 # ---------------------------------------------------------------------------------- the engine
 
+_GUARDED = (
+    "probe",
+    "settle",
+    "ready",
+    "models",
+    "embed",
+    "rerank",
+    "tokenize",
+    "detokenize",
+    "count_tokens",
+    "load_state",
+    "load",
+    "unload",
+)
+"""Operations that read what a server says of itself or of a text."""
+
+NONSENSE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+"""What reading a payload of the wrong shape raises."""
+
+
+def _guarded(method: Callable[..., Operation[_T]]) -> Callable[..., Operation[_T]]:
+    @functools.wraps(method)
+    def guarded(self: Engine, *args: Any, **named: Any) -> Operation[_T]:
+        try:
+            return (yield from method(self, *args, **named))
+        except EngineKitError:
+            raise
+        except NONSENSE as error:
+            raise MalformedReply(
+                f"{self.name} at {self.target.base_url} answered {method.__name__} with something "
+                f"else than its protocol says ({error!r})",
+                engine=self.name,
+                url=self.target.base_url,
+            ) from error
+
+    return guarded
+
 
 class Engine(ABC):
     """One kind of server at one address. Holds no socket and may be shared by threads.
@@ -248,6 +286,17 @@ class Engine(ABC):
     """
 
     profile: ClassVar[EngineProfile]
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Guard the operations of an engine: no foreign exception leaves them.
+
+        What reading a server's nonsense raises (a key that lacks, a list for an object) becomes
+        MalformedReply, whichever engine and route it is.
+        """
+        super().__init_subclass__(**more)
+        for name in _GUARDED:
+            if name in cls.__dict__:
+                setattr(cls, name, _guarded(cls.__dict__[name]))
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from enginekit.drivers.framing import Frames
+from enginekit.engine import NONSENSE as NONSENSE
 from enginekit.engine import Engine
 from enginekit.engines._json import parse_json, plain, quickest
 from enginekit.errors import (
@@ -32,10 +33,6 @@ from enginekit.types import (
 )
 
 USAGE_LOST = "usage lost: the stream was cut after the finish reason and before the token counts"
-
-
-NONSENSE = (ValueError, KeyError, TypeError, AttributeError, IndexError)
-"""What reading a payload of the wrong shape raises."""
 
 
 class _OpenCall:
