@@ -235,7 +235,8 @@ def test_a_forced_call_is_a_call_or_an_error_never_prose(client, ask, choice):
         assert set(call.parsed()) == {"city"}
 
 
-def test_a_tools_answer_goes_back(client, ask):
+def test_a_tools_answer_goes_back(client, ask, place):
+    """Other weights than the scripted ones may well call again."""
     tools_usable(client)
     before = (
         Message(role="user", content="CALL"),
@@ -253,7 +254,8 @@ def test_a_tools_answer_goes_back(client, ask):
         ),
     )
     with if_lacking(client, "tools"):
-        assert ask(client, chat("Thanks.", before=before, tools=(WEATHER,))).text
+        reply = ask(client, chat("Thanks.", before=before, tools=(WEATHER,)))
+    assert reply.text or (reply.tool_calls and not place.scripted)
 
 
 # ---------------------------------------------------------------------------------- constraints

@@ -11,6 +11,7 @@ from enginekit.engines.ollama.decode import (
     KeepsForm,
     OllamaDecoder,
     OllamaWholeDecoder,
+    fits,
     repeats,
 )
 from enginekit.errors import (
@@ -339,6 +340,23 @@ def test_an_answer_that_broke_its_form_is_bad_output():
     cut = decode(KeepsForm(OllamaDecoder(ENGINE, limit=3), ENGINE), [answer('{"a', "length")])
     assert cut.end is not None
     assert cut.end.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "fit"),
+    [
+        ('{"a": 1}', {"type": "object"}, True),
+        ("[1]", {"type": "object"}, False),
+        ('{"a": 1}', {"type": "object", "required": ["a"]}, True),
+        ('{"b": 1}', {"type": "object", "required": ["a"]}, False),
+        ("[]", {"type": "array"}, True),
+        ('"x"', {"type": ["string", "null"]}, True),
+        ("3", {"enum": [3]}, True),
+        ("Sure!", {}, False),
+    ],
+)
+def test_the_outer_form_tells_a_constrained_answer(text, schema, fit):
+    assert fits(text, schema) is fit
 
 
 def test_a_recording_is_a_real_recording():

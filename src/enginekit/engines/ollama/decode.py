@@ -25,6 +25,9 @@ REPEATS: Final = 30
 STRAIGHT: Final = "switch thinking off for this request: reasoning=False"
 """What makes Ollama apply `format` from the first token on a model that can think."""
 
+ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+_KINDS: Final[Mapping[str, type]] = {"object": dict, "array": list, "string": str}
+
 _NANO: Final = 1e-9
 _DURATIONS: Final = (
     "total_duration",
@@ -216,12 +219,20 @@ class KeepsForm(Wrapper):
     """Hold the server to the form it was asked for.
 
     With thinking on, Ollama applies `format` only once the model has thought; a model that answers
-    at once is not constrained at all. A reply that ended by itself and is not JSON is BadOutput.
+    at once is not constrained at all. A reply that ended by itself and does not fit is BadOutput.
     """
 
-    def __init__(self, inner: Inner, engine: Engine, *, hint: str = STRAIGHT) -> None:
+    def __init__(
+        self,
+        inner: Inner,
+        engine: Engine,
+        schema: Mapping[str, Any] = ANY_OBJECT,
+        *,
+        hint: str = STRAIGHT,
+    ) -> None:
         super().__init__(inner)
         self._engine = engine
+        self._schema = schema
         self._hint = hint
         self._texts: list[str] = []
 
@@ -232,7 +243,7 @@ class KeepsForm(Wrapper):
 
     def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
         text = "".join(self._texts)
-        if end.finish_reason == "stop" and not _is_json(text):
+        if end.finish_reason == "stop" and not fits(text, self._schema):
             self.failure = BadOutput(
                 f"{self._engine.name} at {self._engine.target.base_url} did not keep to the JSON "
                 f"form that was asked for: {text[:200]!r}",
@@ -245,12 +256,22 @@ class KeepsForm(Wrapper):
         super()._end(chunk, end, out)
 
 
-def _is_json(text: str) -> bool:
+def fits(text: str, schema: Mapping[str, Any]) -> bool:
+    """Whether a text is JSON of the outer form of a schema: its type and the keys it requires.
+
+    Enough to tell an answer that was constrained from one that was not.
+    """
     try:
-        json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return False
-    return True
+    kind = _KINDS.get(str(schema.get("type")))
+    if kind is not None and not isinstance(value, kind):
+        return False
+    required = schema.get("required")
+    if not isinstance(value, dict) or not isinstance(required, list | tuple):
+        return True
+    return all(name in value for name in required)
 
 
 def repeats(texts: Sequence[str]) -> bool:

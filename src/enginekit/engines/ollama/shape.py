@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from enginekit.engine import Engine
 from enginekit.engines._emulate import LiftedCall, LiftedString, as_text, call_schema, call_text
 from enginekit.engines._messages import add_instruction
 from enginekit.engines._params import Draft
 from enginekit.engines._wrap import FirstCallOnly, Inner
-from enginekit.engines.ollama.decode import STRAIGHT, KeepsForm
+from enginekit.engines.ollama.decode import ANY_OBJECT, STRAIGHT, KeepsForm
 from enginekit.engines.ollama.messages import ollama_tool
 from enginekit.engines.ollama.probe import ModelFacts
 from enginekit.types import UNSET, ChatRequest, Constraint, Message, Tool, ToolChoice
-
-_ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,7 +153,7 @@ def shape_text(engine: Engine, draft: Draft, constraint: Constraint, plan: Plan)
     hint = STRAIGHT if plan.model.has("thinking") else "use a stronger model"
     if kind == "json":
         # A model with a Jinja template ignores "json" and answers in prose; a schema works on all.
-        form: Any = "json" if plan.model.path == "rendered" else dict(_ANY_OBJECT)
+        form: Any = "json" if plan.model.path == "rendered" else dict(ANY_OBJECT)
         note = "as format" if form == "json" else "as a schema of any object"
         draft.enter("constraint", "translated", {"format": form}, case="json", note=note)
         plan.wraps.append(lambda inner: KeepsForm(inner, engine, hint=hint))
@@ -163,7 +161,7 @@ def shape_text(engine: Engine, draft: Draft, constraint: Constraint, plan: Plan)
         if not isinstance(value, Mapping):
             draft.invalid("constraint", f"needs a schema as a mapping, got {type(value).__name__}")
         draft.enter("constraint", "translated", {"format": value}, case=kind, note="as format")
-        plan.wraps.append(lambda inner: KeepsForm(inner, engine, hint=hint))
+        plan.wraps.append(lambda inner: KeepsForm(inner, engine, value, hint=hint))
     elif kind == "choice":
         schema = {"type": "string", "enum": list(value)}
         note = "as the enum of a JSON string, whose quotes enginekit takes off"
