@@ -2,7 +2,8 @@
 
 The measured rows lie in tests/fixtures/oracle; the page is computed from them, so that it changes
 with the arithmetic. `--check` fails when the page is stale; `--measure` asks llama.cpp again first
-(Linux, with the `embedded` extra and the test group; half a minute).
+(Linux, with the `embedded` extra and the test group; half a minute). `--measure-vllm PYTHON` asks
+vLLM, which that interpreter has (`python tests/lanes/environment.py FOLDER` installs it; ten minutes).
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from enginekit.catalog import describe  # noqa: E402
+from enginekit.catalog import describe, hf_config  # noqa: E402
 from enginekit.facts.model import ModelSpec  # noqa: E402
 from enginekit.sizing.compute import llamacpp_compute  # noqa: E402
-from enginekit.sizing.kv_cache import llamacpp_cache  # noqa: E402
+from enginekit.sizing.kv_cache import llamacpp_cache, vllm_pool  # noqa: E402
 from enginekit.sizing.policy import CONTEXT  # noqa: E402
 from enginekit.sizing.weights import weights  # noqa: E402
 
 PAGE = ROOT / "docs" / "accuracy.md"
 DATA = ROOT / "tests" / "fixtures" / "oracle"
-PLANNED, LOADED = DATA / "planned.csv", DATA / "loaded.csv"
+PLANNED, LOADED, POOLED = DATA / "planned.csv", DATA / "loaded.csv", DATA / "vllm.csv"
 MIB = 2**20
 CONTEXTS = ((4096, 1), (32768, 4), (131072, 1))
 TABLE_TWICE = ("gemma4",)
@@ -121,6 +122,16 @@ def _loaded() -> Iterator[dict[str, object]]:
             "resident": round(got.resident / MIB),
             "xllamacpp": version("xllamacpp"),
         }
+
+
+def _pooled(python: Path) -> Iterator[dict[str, object]]:
+    from tests.lanes.environment import smollm2
+    from tests.oracle.vllm_models import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        for row in load(python, Path(folder), smollm2(python)):
+            row.pop("grew")
+            yield row
 
 
 def _write(path: Path, rows: Iterator[dict[str, object]]) -> None:
@@ -230,6 +241,35 @@ def _loaded_table() -> Iterator[str]:
         )
 
 
+def _pooled_table() -> Iterator[str]:
+    from tests.oracle.vllm_models import BATCHED, CONFIGS
+
+    rows = _rows(POOLED)
+    yield "## Against real loads by vLLM\n"
+    yield (
+        f"vLLM {rows[0]['vllm']} on the processor, {int(rows[0]['pool']) // MIB} MiB of cache in "
+        f"blocks of {rows[0]['block_tokens']} tokens, requests of {rows[0]['length']}; SmolLM2 with "
+        "its own weights, the others with dummy ones (`tests/oracle/vllm_models.py`). "
+        "Ours / what its log says:\n"
+    )
+    yield "| model | architecture | tokens in the pool | requests of full length |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        name, room = row["model"], int(row["pool"])
+        spec = hf_config.to_spec(CONFIGS[name], name=name) if name in CONFIGS else describe(name)
+        pool = vllm_pool(
+            spec,
+            int(row["length"]),
+            block_tokens=int(row["block_tokens"]),
+            batched_tokens=BATCHED,
+        )
+        yield (
+            f"| {name} | {spec.architecture} | {pool.tokens(room)} / {row['tokens']} "
+            f"| {pool.requests(room):.2f} / {float(row['requests']):.2f} |"
+        )
+    yield ""
+
+
 def _published_tables() -> Iterator[str]:
     from tests.sizing.published import Pair, Row, llamacpp, vllm
 
@@ -249,6 +289,7 @@ def _published_tables() -> Iterator[str]:
         return [pair for row in rows for pair in row.pairs if pair.what == what]
 
     plain = [row for row in local if row.mix == "plain"]
+    yield from _pooled_table()
     yield "## Against published measurements\n"
     yield (
         f"{len(local) + len(pool)} loads that people published with figures from the engines' own "
@@ -301,6 +342,8 @@ def _published_tables() -> Iterator[str]:
 def main() -> int:
     if "--measure" in sys.argv:
         measure()
+    if "--measure-vllm" in sys.argv:
+        _write(POOLED, _pooled(Path(sys.argv[sys.argv.index("--measure-vllm") + 1])))
     page = render()
     if "--check" in sys.argv:
         if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:

@@ -186,13 +186,13 @@ def test_vllm_never_divides_a_latent() -> None:
     assert vllm_pool(spec, 4096, tensor_parallel=8).per_token == bytes_per_token(spec)
 
 
-def test_vllm_pool_tokens_are_whole_blocks_minus_the_null_block() -> None:
+def test_vllm_pool_tokens_are_whole_blocks() -> None:
     spec = describe("llama3.1-8b")
     pool = vllm_pool(spec, 16000)
     # 51.38 GiB were left for the cache on an H100 at utilization 0.9.
     available = round(51.38 * 2**30)
     assert pool.tokens(available) % 16 == 0
-    assert pool.tokens(available) == (available // (131072 * 16) - 1) * 16
+    assert pool.tokens(available) == available // (131072 * 16) * 16
     assert pool.requests(available) == pytest.approx(available / (131072 * 16000), rel=0.001)
 
 

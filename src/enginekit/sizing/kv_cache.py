@@ -235,7 +235,7 @@ class BlockPool:
     reason: str
 
     def tokens(self, available: int) -> int:
-        """Tokens that a pool of so many bytes holds; one block is vLLM's null block.
+        """Tokens that a pool of so many bytes holds, as vLLM prints it (one block it never uses).
 
         With windows or recurrent state the figure is for requests of full length.
         """
@@ -246,7 +246,7 @@ class BlockPool:
         if self.request != whole:
             room = int(available * self.max_len / self.request)
             return room // self.block_tokens * self.block_tokens
-        return max(available // block - 1, 0) * self.block_tokens
+        return max(available // block, 0) * self.block_tokens
 
     def requests(self, available: int) -> float:
         """Requests of full length that fit at once; below 1 vLLM refuses to start."""
@@ -269,7 +269,8 @@ def vllm_pool(
     The latent of MLA is never divided. A sliding layer holds the blocks of its window and of the
     tokens in flight, plus one. With recurrent state the attention block grows until its page holds
     the state of one layer, and each layer keeps two such pages per request, as prefix caching
-    needs them.
+    needs them. Layers of different kinds share one pool in groups of equal size: a kind that is no
+    whole number of groups is filled up.
     """
     max_len = max_len or spec.context_length
     per_token = request = unknown = pages = 0
@@ -282,6 +283,7 @@ def vllm_pool(
             block_tokens = max(block_tokens, -(-state // (widest * block_tokens)) * block_tokens)
             state = block_tokens * widest
         pages = 2 * state * spec.recurrent_layers
+    padded = _grouped(spec)
     for layer, count in _kinds(spec):
         token = cells[layer]
         if layer.window:
@@ -291,6 +293,9 @@ def vllm_pool(
             blocks = -(-max_len // block_tokens)
             per_token += token * count
         size = blocks * block_tokens * token * count
+        if padded and token:
+            extra, of = padded[layer.window]
+            size += size * extra // of
         request += size
         unknown += size if layer.attention == "unknown" else 0
     request += pages
@@ -305,6 +310,23 @@ def vllm_pool(
         high=-(-high // stages),
         reason=reason if not spec.known_layout else "whole blocks of every layer",
     )
+
+
+@lru_cache(maxsize=1024)
+def _grouped(spec: ModelSpec) -> Mapping[int, tuple[int, int]]:
+    """By window (0 for none): layers that are added, and those that there are; empty for one kind.
+
+    vLLM's groups are as large as the rarest kind, or as the commonest if that is under 1.25 times.
+    """
+    counts: dict[int, int] = {}
+    for layer, count in _kinds(spec):
+        if layer.attention not in ("none", "shared") and layer.kv_heads:
+            counts[layer.window] = counts.get(layer.window, 0) + count
+    every = [*counts.values(), *([spec.recurrent_layers] if spec.recurrent_layers else [])]
+    if len(every) < 2:
+        return MappingProxyType({})
+    size = max(every) if max(every) < 1.25 * min(every) else min(every)
+    return MappingProxyType({window: (-count % size, count) for window, count in counts.items()})
 
 
 def _vllm_cell(layer: Layer, dtype: str, tensor_parallel: int) -> int:

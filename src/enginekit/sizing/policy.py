@@ -75,6 +75,8 @@ class Policy:
     compute_capability: tuple[int, int] = (0, 0)
     architectures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By vendor: architectures with kernels; a vendor that is missing is not restricted."""
+    block_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By backend: tokens of a cache block where it is not 16."""
     token_limit: Mapping[str, int] = field(default_factory=dict)
     """By backend: most tokens over all sequences."""
     startup: tuple[float, float, float] = (0.3, 1.0, 3.0)
@@ -193,6 +195,7 @@ PAGED: Final = Policy(
     architectures={
         "amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1200", "gfx1201", "gfx1151")
     },
+    block_tokens={"cpu": 128},
     startup=(20.0, 60.0, 120.0),
     command="vllm serve {model}",
     flags={

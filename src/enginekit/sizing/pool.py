@@ -40,7 +40,9 @@ class Fixed:
 
 
 @lru_cache(maxsize=8192)
-def _vllm(spec: ModelSpec, length: int, dtype: str, shards: tuple[int, int, int]) -> BlockPool:
+def _vllm(
+    spec: ModelSpec, length: int, dtype: str, shards: tuple[int, int, int], block: int
+) -> BlockPool:
     tensor, pipeline, batched = shards
     return vllm_pool(
         spec,
@@ -49,6 +51,7 @@ def _vllm(spec: ModelSpec, length: int, dtype: str, shards: tuple[int, int, int]
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,
         batched_tokens=batched,
+        block_tokens=block,
     )
 
 
@@ -149,11 +152,13 @@ class Pooling:
         if self.compiled:
             size = mlc_cache(self.spec, setting.context) // (place.tensor * place.pipeline)
             return size, size
-        batched = self.rows(place, setting.users)[0]
-        pool = _vllm(
-            self.spec, setting.context, setting.cache_type, (place.tensor, place.pipeline, batched)
-        )
+        pool = self._pool(setting, place)
         return pool.request, pool.high
+
+    def _pool(self, setting: Setting, place: Shards) -> BlockPool:
+        shards = (place.tensor, place.pipeline, self.rows(place, setting.users)[0])
+        block = self.policy.block_tokens.get(place.gpus[0].backend, 16)
+        return _vllm(self.spec, setting.context, setting.cache_type, shards, block)
 
     def excess(self, setting: Setting, place: Shards, *, margin: bool = True) -> int:
         """Bytes missing on the tightest GPU for all users at full length; 0 or less: none."""
@@ -181,10 +186,7 @@ class Pooling:
             return 0
         if self.compiled:
             return int(room * setting.context / request)
-        batched = self.rows(place, setting.users)[0]
-        pool = _vllm(
-            self.spec, setting.context, setting.cache_type, (place.tensor, place.pipeline, batched)
-        )
+        pool = self._pool(setting, place)
         return pool.tokens(room)
 
     def where(self, place: Shards) -> Where:
