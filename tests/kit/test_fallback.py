@@ -5,6 +5,7 @@ vLLM's and Ollama's servers are loopback ones that answer in the recorded shapes
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,18 @@ async def test_callbacks_see_one_model_and_only_the_answer(backup: Ollama) -> No
     seen = Seen()
     assert [c async for c in chat().astream("hi", config={"callbacks": [seen]})]
     assert seen.events == ["start", "Hel", "lo", "", "end"]
+
+
+async def test_a_crowd_fails_over_together(backup: Ollama) -> None:
+    backup.says(HELLO)
+    model = chat()
+    replies = await asyncio.gather(*(model.ainvoke("hi") for _ in range(200)))
+    assert {reply.content for reply in replies} == {"Hello"}
+    assert len(backup.requests) == 200
+    # One of the crowd asked what the server is, and the others waited for that.
+    assert backup.server.paths().count("GET /api/version") == 1
+    chats = [n for n, path in enumerate(backup.server.paths()) if path == "POST /api/chat"]
+    assert backup.server.paths().index("GET /api/version") < chats[0]
 
 
 def test_the_next_is_asked_at_once_and_only_the_last_is_asked_again(

@@ -398,6 +398,18 @@ def test_the_http_answer_of_an_error_reaches_the_trace(wire: Wire) -> None:
     assert response.generations[0][0].message.response_metadata["status_code"] == error.status
 
 
+def test_what_had_come_of_a_stream_reaches_the_trace_with_its_error(wire: Wire) -> None:
+    wire.says(torn(HELLO))
+    handler = Tokens()
+    with pytest.raises(StreamTruncated):
+        list(model_of(wire).stream("hi", config={"callbacks": [handler]}))
+    ((error, response),) = handler.errors
+    assert isinstance(error, StreamTruncated)
+    assert error.partial == "Hello there"
+    assert response.generations[0][0].text == "Hello there"
+    assert handler.tokens == ["Hel", "lo", " there"]
+
+
 # ---------------------------------------------------------------------------------- failures
 
 

@@ -228,6 +228,7 @@ def test_the_catalog_fills_the_profile_of_a_model_that_it_knows() -> None:
     model = EngineKitChat(engine="vllm", model="gemma3")
     assert model.profile is not None
     assert model.profile["name"] == "gemma3"
+    assert model.profile_origins["name"] == "EngineKitChat(...) model="
     assert model.profile["image_inputs"] is True
     assert model.profile["reasoning_output"] is False
     assert "catalog" in model.profile_origins["image_inputs"]

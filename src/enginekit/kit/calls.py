@@ -101,13 +101,15 @@ class Calls:
         return self._looked
 
     def _settle(self) -> Operation[None]:
+        """Find the engine, of a list the first that is there; the call itself says what failed."""
         self._prepare()
-        try:
-            yield from self._route(0, None, patient=not self._lists)
-        except EngineKitError:
-            # Of a list of engines another one may take over; the call itself finds out.
-            if not self._lists:
-                raise
+        for number in range(len(self._names)):
+            try:
+                yield from self._route(number, None, patient=not self._lists)
+                break
+            except EngineKitError as error:
+                if not self._lists or isinstance(error, ConfigError):
+                    raise
         self._looked = True
 
     def _prepare(self) -> None:

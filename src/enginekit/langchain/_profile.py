@@ -62,13 +62,16 @@ class Profile(dict[str, Any]):
         self.origins[key] = origin
 
 
-def before_connecting(settings: Mapping[str, Any], context_window: int | None) -> Profile:
+def before_connecting(
+    settings: Mapping[str, Any], context_window: int | None, *, where: str
+) -> Profile:
     """The profile of an instance that has not been used, from its arguments and the environment.
 
-    Reads no file: what a project file says shows after the first call or `connect()`.
+    Reads no file: what a project file says shows after the first call or `connect()`. `where` is
+    how origins call the arguments.
     """
     try:
-        layers = config.load(settings, files=False)
+        layers = config.load(settings, where=where, files=False)
     except ConfigError:  # of a variable; the first call says it aloud
         layers = config.Config(layers={})
     return of(look(layers), context_window)

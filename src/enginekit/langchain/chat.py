@@ -299,7 +299,10 @@ class EngineKitChat(Generating, BaseChatModel):
     # -- what is known of the model -----------------------------------------------------
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        found = _profile.before_connecting(self._client_settings(), self.context_window)
+        where = f"{type(self).__name__}(...)"
+        found = _profile.before_connecting(
+            self._client_settings(), self.context_window, where=where
+        )
         return cast(ModelProfile, found)
 
     def _learned(self) -> None:

@@ -38,13 +38,14 @@ class Wishes:
     is_chat_model: bool
 
 
-def before_connecting(settings: Mapping[str, Any], wishes: Wishes) -> Known:
+def before_connecting(settings: Mapping[str, Any], wishes: Wishes, *, where: str) -> Known:
     """Of an instance that has not been used, from its arguments and the environment.
 
-    Reads no file: what a project file says shows after the first call or `connect()`.
+    Reads no file: what a project file says shows after the first call or `connect()`. `where` is
+    how sources call the arguments.
     """
     try:
-        layers = config.load(settings, files=False)
+        layers = config.load(settings, where=where, files=False)
     except ConfigError:  # of a variable; the first call says it aloud
         layers = config.Config(layers={})
     return of(look(layers), wishes)

@@ -86,7 +86,8 @@ class EngineKitLLM(Generating, ToolCalling, Structured):
             is_chat_model=not self.use_completion_endpoint,
         )
         if client is None:
-            return _metadata.before_connecting(self._client_settings(), wishes)
+            where = f"{type(self).__name__}(...)"
+            return _metadata.before_connecting(self._client_settings(), wishes, where=where)
         known = _metadata.of(client.known(), wishes)
         state.memo["metadata"] = (facts, known)
         return known
