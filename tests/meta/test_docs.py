@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from enginekit import registry
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -21,6 +23,38 @@ def test_a_generated_page_is_fresh(script):
         [sys.executable, str(ROOT / "scripts" / script), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+HEADINGS = [
+    "Start it",
+    "Point enginekit at it",
+    "What works",
+    "What differs, and what enginekit does about it",
+    "Errors",
+    "Versions tested",
+]
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_engine_has_a_page_with_the_same_headings(name):
+    """Those that nobody ran share one generated page, which says so."""
+    known = registry.engine_class(name).profile
+    if not known.tested:
+        shared = (ROOT / "docs" / "engines" / "documented.md").read_text("utf-8")
+        assert f"[{name}]({known.docs_url})" in shared
+        assert "Nobody ran them" in shared
+        return
+    page = (ROOT / "docs" / "engines" / f"{name}.md").read_text("utf-8")
+    assert [h for h in re.findall(r"^## (.+)$", page, re.M) if h in HEADINGS] == HEADINGS
+
+
+def test_an_engine_that_upstream_retired_says_so_with_its_successors():
+    for name in registry.names():
+        retired = registry.engine_class(name).profile.retired
+        page = ROOT / "docs" / "engines" / f"{name}.md"
+        if retired:
+            assert "maintenance mode" in page.read_text("utf-8")
+            assert "successor" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
