@@ -276,8 +276,9 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
             json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
             for name, arguments in call.calls
         ]
-        tagged = "".join(f"<tool_call>\n{row}\n</tool_call>" for row in rows)
-        chain(words.index[f"<|{call.name}|>"], words.cut(tagged), end)
+        # No token reaches over the end of a call: a server that allows one call stops there.
+        tagged = [word for row in rows for word in words.cut(f"<tool_call>\n{row}\n</tool_call>")]
+        chain(words.index[f"<|{call.name}|>"], tagged, end)
         chain(words.index[f"<|{call.name}-bare|>"], words.cut(rows[0]), end)
     others = []
 
