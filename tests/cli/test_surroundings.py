@@ -145,3 +145,10 @@ def test_trusting_nothing_is_said(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ENGINEKIT_CONFIG_DIR", str(tmp_path))
     assert main(["trust"]) == 0
     assert "no address is trusted" in capsys.readouterr().err
+
+
+def test_doctor_can_be_told_not_to_look_for_engines(capsys):
+    assert main(["doctor", "--no-engines"]) == 0
+    shown = capsys.readouterr().out
+    assert "what each engine can use" in shown
+    assert "\nengines\n" not in shown

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from enginekit import registry
 from enginekit.cli.output import print_json
@@ -15,7 +17,12 @@ from enginekit.sizing.budget import devices
 _GIB = 2**30
 
 
-def doctor(*, hardware: str | None = None, engines: bool = True, json: bool = False) -> int:
+def doctor(
+    *,
+    hardware: str | None = None,
+    engines: Annotated[bool, Parameter(negative="--no-engines")] = True,
+    json: bool = False,
+) -> int:
     """Show the hardware as engines will see it, how each value is known, and engines found.
 
     Parameters
@@ -82,7 +89,8 @@ def _rate(value: int | None) -> str:
 
 def _system(machine: Machine) -> list[str]:
     system, cpu, memory = machine.os, machine.cpu, machine.memory
-    extra = [system.container, f"WSL {system.wsl}" if system.wsl else "", system.hypervisor]
+    hypervisor = "" if system.hypervisor == "unknown" else system.hypervisor
+    extra = [system.container, f"WSL {system.wsl}" if system.wsl else "", hypervisor]
     name = " ".join(part for part in (system.name or system.system, *extra) if part)
     cores = cpu.performance_cores or cpu.physical_cores
     limited = memory.limit_bytes
@@ -139,9 +147,11 @@ def _budgets(machine: Machine) -> list[str]:
         policy = planning.engine_policy(name)
         found = devices(machine, policy)
         shown = [f"GPU {gpu.index} {_size(gpu.budget)}" for gpu in found.gpus]
-        if not shown:
-            shown = [f"CPU {_size(found.host.budget)}" if policy.cpu else "nothing here"]
         reason = (found.gpus[0] if found.gpus else found.host).reason
+        if not shown and policy.cpu:
+            shown = [f"CPU {_size(found.host.budget)}"]
+        elif not shown:
+            shown, reason = ["nothing here"], "it needs a GPU that it knows"
         if len(shown) > 4:
             shown = [*shown[:2], f"and {len(shown) - 2} more alike"]
         lines.append(_row(name, ", ".join(shown), reason))

@@ -82,7 +82,7 @@ def _overview(running: list[Running], found: list[Found]) -> None:
     silent = []
     for look in found:
         if look.engine is None:
-            silent.append(f"{look.url} ({', '.join(look.asked)})")
+            silent.append(f"{look.url}  {', '.join(look.asked)}")
             continue
         facts = look.facts
         models = [card.id for card in facts.models] if facts else []
@@ -100,7 +100,7 @@ def _overview(running: list[Running], found: list[Found]) -> None:
     for child in running:
         sys.stdout.write(f"\nembedded, pid {child.pid}, flags: {' '.join(child.flags)}\n")
     if silent:
-        sys.stderr.write(f"\nnothing answers at {'; '.join(silent)}\n")
+        sys.stderr.write("\nnothing answers at\n" + "".join(f"  {place}\n" for place in silent))
     loaded = configuration.load()
     chosen = loaded.find("engine")
     if chosen is not None:
