@@ -25,7 +25,7 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.types import ChatRequest, ImagePart, Message, Tool
-from tests.engines.recordings import answer, decode, play
+from tests.engines.recordings import answer, decode, load, play
 
 TARGET = Target(base_url="http://server")
 
@@ -189,6 +189,20 @@ def test_added_tokens_are_taken_off(
         operation.send(answer([*around[0], *told(text, "x"), *around[1]]))
         operation.send(answer([*around[0], *around[1]]))
     assert stop.value.value == text
+
+
+def test_added_tokens_of_a_recorded_server_are_taken_off() -> None:
+    """A tokenizer that begins every text with a token; `add_special_tokens: false` changes nothing."""
+    plain, asked_not = load("tgi", "t_bos_tokenize"), load("tgi", "t_bos_tokenize_asked_not")
+    assert plain.body == asked_not.body
+    operation = TGI(TARGET).tokenize("Hello there")
+    assert next(operation).json == plain.request
+    assert operation.send(plain.answer).json == {"inputs": ""}
+    with pytest.raises(StopIteration) as stop:
+        operation.send(load("tgi", "t_bos_tokenize_empty").answer)
+    ids = [token["id"] for token in json.loads(plain.body)]
+    assert ids[0] == 0
+    assert list(stop.value.value) == ids[1:]
 
 
 def test_the_empty_text_is_asked_for_only_where_tokens_were_added() -> None:

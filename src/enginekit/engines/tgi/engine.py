@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from enginekit.engine import Answer, Encoded, Operation, Target
 from enginekit.engines import _openai_routes as routes
@@ -42,6 +42,8 @@ from enginekit.types import (
     Tool,
     ToolChoice,
 )
+
+UNKNOWN_ADAPTER: Final = "the server answers an unknown name with the base model"
 
 
 class TGI(OpenAIEngine):
@@ -142,11 +144,15 @@ class TGI(OpenAIEngine):
             draft.refuse("lora", "an adapter is chosen by its name, and has no scale")
         elif "inputs" in draft.body:
             draft.enter(
-                "lora", "translated", {"parameters.adapter_id": value}, note="as adapter_id"
+                "lora",
+                "translated",
+                {"parameters.adapter_id": value},
+                note=f"as adapter_id; {UNKNOWN_ADAPTER}",
             )
         else:
             draft.body["model"] = value
-            draft.enter("lora", "translated", also="model", note="the model field selects it")
+            note = f"the model field selects it; {UNKNOWN_ADAPTER}"
+            draft.enter("lora", "translated", also="model", note=note)
 
     # -- tools --------------------------------------------------------------------------
 
