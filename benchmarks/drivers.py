@@ -398,7 +398,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
-    rounds, calls, chunks, many = (5, 100, 1000, 300) if options.quick else (11, 300, 3000, 1000)
+    rounds, calls, chunks, many = (7, 100, 1000, 300) if options.quick else (11, 300, 3000, 1000)
     ours_pipe, its_pipe = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(
         target=serve, args=(its_pipe,), daemon=True

@@ -30,7 +30,7 @@ def get(url: str, path: str = "/x", **more) -> Call:
     return Call(target=Target(base_url=url), method="GET", path=path, **more)
 
 
-def script(server: Server, trace: list) -> None:
+def script(server: Server, trace: list, gate: threading.Event) -> None:
     def every_effect():
         """One of each effect, with its failures, noted down as they are answered."""
         engine = toy(server.url)
@@ -77,6 +77,7 @@ def script(server: Server, trace: list) -> None:
             trace.append(("loading", error.status))
         stream = yield Open(engine=engine, encoded=engine.encode(PROMPT), budgets=BUDGETS)
         trace.append(("opened", stream.receipt.engine, stream.closed))
+        gate.set()
         return stream
 
     def nested():
@@ -103,11 +104,12 @@ def test_one_script_gives_one_trace():
             server.on("/version", json_reply({"version": "1"}))
             server.on("/moved", Reply(status=307, headers={"location": "/y"}, framing="length"))
             server.on("/slow", Reply(fault="slow_first_byte", delay=20))
-            reply = sse(delta("a"), delta("b"), STOP, DONE)
+            gate = threading.Event()
+            reply = sse(delta("a"), gate, delta("b"), STOP, DONE)
             server.on(PATH, text_reply("loading", 503), reply)
             trace: list = []
             for driver in drivers(kind):
-                stream = driver.run(script(server, trace))
+                stream = driver.run(script(server, trace, gate))
                 trace.append(text_of(driver.read(stream)))
             traces[kind] = trace
     assert traces["sync"] == traces["async"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+from collections.abc import Awaitable
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -141,14 +142,21 @@ class Within:
         self._attempt = attempt
         self._limit = asyncio.timeout_at(attempt.deadline)
 
-    async def __aenter__(self) -> None:
-        await self._limit.__aenter__()
+    def __aenter__(self) -> Awaitable[Any]:
+        return self._limit.__aenter__()
 
-    async def __aexit__(
+    def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
+    ) -> Awaitable[None]:
+        if kind is None:  # a limit only ever turns a cancellation into its TimeoutError
+            return self._limit.__aexit__(None, None, None)
+        return self._failed(kind, error, at)
+
+    async def _failed(
+        self, kind: type[BaseException], error: BaseException | None, at: TracebackType | None
     ) -> None:
         try:
             await self._limit.__aexit__(kind, error, at)

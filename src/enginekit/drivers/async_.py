@@ -84,6 +84,8 @@ class AsyncDriver:
                     if isinstance(effect, Open):
                         outcome = await self._open(effect)
                         opened.append(outcome)
+                    elif isinstance(effect, Call):
+                        outcome = await self._call(effect)
                     else:
                         outcome = await self._perform(effect)
                 except EngineKitError as error:
@@ -113,8 +115,6 @@ class AsyncDriver:
 
     async def _perform(self, effect: Any) -> Any:
         match effect:
-            case Call():
-                return await self._call(effect)
             case Sleep():
                 return await asyncio.sleep(max(0.0, effect.seconds))
             case Blocking():
