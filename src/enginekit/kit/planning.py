@@ -12,6 +12,7 @@ from enginekit import registry
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
+from enginekit.kit.serving import is_address, model_of_server
 from enginekit.sizing.calibration import Calibration, Measurement, calibrate
 from enginekit.sizing.outcome import Plan
 from enginekit.sizing.plan import plan as compute
@@ -38,9 +39,10 @@ def plan(
     """Say whether and how a model runs on a machine under an engine.
 
     Args:
-        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, or facts at hand.
+        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, the address of a running
+            server (`http://host:port[#NAME]`), or facts at hand.
         hardware: a preset (`4xrtx4090`), a JSON or TOML file, facts; None: this computer.
-        engine: engine name; None: the embedded llama.cpp.
+        engine: engine name; None: the one of that server, else the embedded llama.cpp.
         engine_version: the server's version; loads measured with exactly it correct the estimate.
         quantization: label or format; None: the model's own, else the engine's usual one.
         context: tokens per user; None: what the engine would choose itself.
@@ -57,8 +59,13 @@ def plan(
         ModelFileError: a file is broken or no model.
         DownloadError: a repository cannot be read.
     """
-    spec = model if isinstance(model, ModelSpec) else model_of(model)
-    source = "" if isinstance(model, ModelSpec) else _local(model)
+    if isinstance(model, str) and is_address(model):
+        served = model_of_server(model)
+        spec, source = served.spec, ""
+        engine, engine_version = engine or served.engine, engine_version or served.version
+    else:
+        spec = model if isinstance(model, ModelSpec) else model_of(model)
+        source = "" if isinstance(model, ModelSpec) else _local(model)
     machine = hardware if isinstance(hardware, Machine) else machine_of(hardware)
     name = engine or DEFAULT_ENGINE
     calibration = None
@@ -85,10 +92,12 @@ def plan(
 
 
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:
-    """Facts of a model by name, path or `hf://owner/repo[:QUANT]`."""
+    """Facts of a model by name, path, `hf://owner/repo[:QUANT]` or the address of its server."""
     from enginekit import catalog
 
     name = os.fspath(model)
+    if is_address(name):
+        return model_of_server(name).spec
     if not name.startswith("hf://"):
         return catalog.describe(model)
     place, _, quantization = name.removeprefix("hf://").partition(":")

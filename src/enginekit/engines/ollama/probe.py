@@ -155,6 +155,11 @@ def card(
             "size_vram": (loaded or {}).get("size_vram"),
             "expires_at": (loaded or {}).get("expires_at"),
             "details": listed.get("details") or {},
+            "show": {
+                name: value
+                for name, value in (shown or {}).items()
+                if name in ("model_info", "details", "capabilities", "tensors", "template")
+            },
         },
     )
 

@@ -1,0 +1,113 @@
+"""Facts of the model that a running server has, from what the server itself says of it.
+
+In the order of what is worth most: the file or folder it names, if it is on this machine; its own
+answer about the model's dimensions; a name that the catalog knows; and at last mere sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from enginekit.errors import ModelNotFound
+from enginekit.facts.engine import ModelCard, ServerFacts
+from enginekit.facts.model import ModelSpec, Origin
+
+SCHEMES: Final = ("http://", "https://", "unix://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model and the engine that serves it."""
+
+    spec: ModelSpec
+    engine: str
+    version: str
+
+
+def is_address(name: str) -> bool:
+    """Whether a model is named by the server that has it."""
+    return name.startswith(SCHEMES)
+
+
+def model_of_server(address: str) -> Served:
+    """Ask the server at `address`; `#NAME` behind it picks one of several models.
+
+    Raises:
+        ConfigError: no engine of ours answers there.
+        Unreachable: nothing answers there.
+        ModelNotFound: the server has no such model, or says too little of it.
+    """
+    from enginekit.kit.client import Client
+
+    url, _, name = address.partition("#")
+    client = Client({"base_url": url, "model": name or None}, where="model")
+    try:
+        facts = client.connect()
+        engine, wanted = client.engine, name or client.model
+    finally:
+        client.close()
+    if facts is None or engine is None:
+        raise ModelNotFound(f"{url} says nothing of its models", hint="name the model itself")
+    spec = _spec(facts, _card(facts, wanted, url), url)
+    if spec is None:
+        raise ModelNotFound(
+            f"{url} says too little of {wanted or 'its model'} to know its size",
+            hint="enginekit plan MODEL    (a catalog name, a file or hf://owner/repo)",
+        )
+    return Served(spec=spec, engine=engine.name, version=facts.version or "")
+
+
+def _card(facts: ServerFacts, wanted: str, url: str) -> ModelCard:
+    card = facts.model(wanted) if wanted else None
+    if card is None and len(facts.models) == 1:
+        card = facts.models[0]
+    if card is None:
+        listed = ", ".join(one.id for one in facts.models[:8]) or "none"
+        raise ModelNotFound(
+            f"{url} has {len(facts.models)} models: {listed}",
+            hint=f"enginekit plan '{url}#NAME'",
+        )
+    return card
+
+
+def _spec(facts: ServerFacts, card: ModelCard, url: str) -> ModelSpec | None:
+    from enginekit import catalog
+
+    places = [facts.extra.get("model_path"), card.extra.get("root")]
+    for place in places:
+        if place and Path(str(place)).exists():
+            return catalog.describe(str(place))
+    shown, size = card.extra.get("show"), card.extra.get("size")
+    if isinstance(shown, Mapping) and shown.get("model_info"):
+        return catalog.describe_ollama(shown, card.id, size=size if isinstance(size, int) else 0)
+    for name in (*(str(place) for place in places if place), card.id, *card.aliases):
+        found = catalog.find(name) or catalog.find(name.rsplit("/", 1)[-1])
+        if found is not None:
+            known = found.spec
+            return replace(known, quantization=found.quantization or known.quantization)
+    return _by_size(card.extra, card.id, url)
+
+
+def _by_size(meta: Mapping[str, Any], name: str, url: str) -> ModelSpec | None:
+    """What is left where only numbers are known: a size, and a cache that is not to be guessed."""
+    params, size = meta.get("n_params"), meta.get("size")
+    if not isinstance(params, int) or not isinstance(size, int) or params <= 0 or size <= 0:
+        return None
+    told = Origin(source=f"{url}: /v1/models", confidence="exact")
+    return ModelSpec(
+        name=name,
+        architecture="unknown",
+        layers=(),
+        hidden=int(meta.get("n_embd") or 0),
+        vocab=int(meta.get("n_vocab") or 0),
+        context_length=int(meta.get("n_ctx_train") or 0),
+        known_layout=False,
+        params_total=params,
+        format="gguf",
+        weight_bytes=size,
+        file_bytes=size,
+        provenance={"params_total": told, "weight_bytes": told},
+    )
