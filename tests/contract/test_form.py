@@ -247,6 +247,22 @@ def usage_all_along(events: list[Event], stream: bool) -> list[Event]:
     ]
 
 
+def usage_in_the_choice(events: list[Event], stream: bool) -> list[Event]:
+    """Counts inside the choice that ends, and nowhere else."""
+    told = [event["usage"] for event in events if isinstance(event, dict) and event.get("usage")]
+    last = [event for event in events if (choice := choice_of(event)) and choice["finish_reason"]]
+    if not stream or not told or len(last) != 1:
+        return events
+    out = []
+    for event in events:
+        if event is last[0]:
+            event = {**event, "choices": [{**event["choices"][0], "usage": told[-1]}]}
+        if isinstance(event, dict):
+            event = {key: value for key, value in event.items() if key != "usage"}
+        out.append(event)
+    return out
+
+
 def together(events: list[Event], stream: bool) -> list[Event]:
     """Events of different choices that follow each other, in one event."""
     out: list[Event] = []
@@ -276,6 +292,7 @@ REWRITINGS: dict[str, Callable[[list[Event], bool], Iterable[Event]]] = {
     "finish reason apart": finish_apart,
     "events that say nothing": noise,
     "usage all along": usage_all_along,
+    "usage inside the choice": usage_in_the_choice,
     "choices together": together,
 }
 

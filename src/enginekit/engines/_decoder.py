@@ -164,9 +164,11 @@ class ReplyDecoder(ABC):
             return False
         return True
 
-    def _finish(self, reason: str, index: int = 0) -> None:
-        """The terminal fact of one choice."""
-        self._finished[index] = reason
+    def _finish(self, reason: Any, index: int = 0) -> None:
+        """The terminal fact of one choice; some servers write an object with the `type` of it."""
+        if isinstance(reason, dict):
+            reason = reason.get("type") or "stop"
+        self._finished[index] = str(reason)
 
     @property
     def _terminal(self) -> bool:
@@ -197,6 +199,8 @@ class ReplyDecoder(ABC):
         if lost and self._wants_usage and self._usage is None:
             self._repairs.append(USAGE_LOST)
         reason = self._normalise(raw)
+        if raw.lower() not in _FINISH:
+            self._repairs.append(f"the finish reason {raw!r} is not known: taken for a stop")
         calls = self._whole_calls(cut=reason == "length")
         if calls and reason == "stop":
             reason = "tool_calls"
@@ -220,8 +224,8 @@ class ReplyDecoder(ABC):
         return self._normalise(raw) == "error"
 
     def _normalise(self, raw: str) -> FinishReason:
-        """The engine's finish reason in our vocabulary."""
-        return _FINISH.get(raw, "stop")
+        """The engine's finish reason in our vocabulary; a word that nobody knows is taken for stop."""
+        return _FINISH.get(raw.lower(), "stop")
 
     def _whole_calls(self, *, cut: bool) -> tuple[ToolCall, ...]:
         calls = []
@@ -305,6 +309,16 @@ _FINISH: dict[str, FinishReason] = {
     "parse_error": "error",
     "timeout": "error",
     "repetition": "length",
+    "max_tokens": "length",
+    "max_length": "length",
+    "model_length": "length",
+    "context_length": "length",
+    "end_turn": "stop",
+    "stop_token": "stop",
+    "completed": "stop",
+    "tool_use": "tool_calls",
+    "tool_call": "tool_calls",
+    "safety": "content_filter",
 }
 
 

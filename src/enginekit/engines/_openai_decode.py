@@ -110,7 +110,7 @@ class OpenAIDecoder(ReplyDecoder):
 
     def _complete(self, out: list[Chunk], *, lost: bool = False) -> None:
         """A reply that says it is a call and holds nothing at all is bad output, not an answer."""
-        called = self._finished.get(0) in ("tool_calls", "function_call")
+        called = self._normalise(self._finished.get(0, "")) == "tool_calls"
         if called and not self._calls and not any(self._texts):
             self.failure = bad_output(
                 self._engine,
@@ -126,7 +126,7 @@ class OpenAIDecoder(ReplyDecoder):
         if event.get("error") or event.get("object") == "error":
             self._refused(payload)
             return
-        if usage := event.get("usage"):
+        if isinstance(usage := event.get("usage"), Mapping) and usage:
             self._usage = read_usage(usage)
         if timings := event.get("timings"):
             self._timings = read_timings(timings)
@@ -170,6 +170,8 @@ class OpenAIDecoder(ReplyDecoder):
             out.append(Chunk(text, reasoning, tool_calls=calls, logprobs=logprobs, index=index))
         if reason := choice.get("finish_reason"):
             self._finish(reason, index)
+        if isinstance(usage := choice.get("usage"), Mapping) and usage:  # some servers count here
+            self._usage = read_usage(usage)
             if choice.get("stop_reason") is not None:
                 self._extra["stop_reason"] = choice["stop_reason"]
 

@@ -301,3 +301,71 @@ def test_at_most_one_chunk_an_event() -> None:
         assert len(chunks) <= len(events), name
         assert sum(chunk.end is not None for chunk in chunks) == 1
         assert chunks[-1].end is not None
+
+
+@pytest.mark.parametrize(
+    ("raw", "meant"),
+    [
+        ("stop", "stop"),
+        ("STOP", "stop"),
+        ("end_turn", "stop"),
+        ("length", "length"),
+        ("max_tokens", "length"),
+        ("MAX_TOKENS", "length"),
+        ("model_length", "length"),
+        ("content_filter", "content_filter"),
+        ({"type": "length", "length": 8}, "length"),
+        ("brand_new", "stop"),
+    ],
+)
+def test_finish_reasons_in_other_words(raw: Any, meant: str) -> None:
+    """What is known is read as what it means; a word that nobody knows is named in the receipt."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": raw}
+    body = json.dumps({"id": "c", "choices": [choice]}).encode()
+    end = decode(OpenAIWholeDecoder(ENGINES["vllm"]), [body]).end
+    assert end is not None
+    assert end.finish_reason == meant
+    assert any("not known" in repair for repair in end.repairs) == (raw == "brand_new")
+
+
+def test_calls_without_places_do_not_run_into_each_other() -> None:
+    """Two whole calls in two events, neither with an index: two calls, in their order."""
+    decoder = OpenAIDecoder(ENGINES["vllm"])
+    for name, city in (("a", "Rome"), ("b", "Oslo")):
+        function = {"name": "f", "arguments": json.dumps({"city": city})}
+        delta = {"tool_calls": [{"id": name, "type": "function", "function": function}]}
+        event = {"id": "c", "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        decoder.feed(b"data: %s\n\n" % json.dumps(event).encode())
+    end = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    chunks = decoder.feed(b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(end).encode())
+    (last,) = [chunk.end for chunk in chunks if chunk.end is not None]
+    assert [(call.id, json.loads(call.arguments)["city"]) for call in last.tool_calls] == [
+        ("a", "Rome"),
+        ("b", "Oslo"),
+    ]
+
+
+def test_pieces_without_places_go_on_with_the_last_call() -> None:
+    """Only the first piece names the call; none has an index."""
+    decoder = OpenAIDecoder(ENGINES["vllm"])
+    pieces = [{"name": "f", "arguments": ""}, {"arguments": '{"a":'}, {"arguments": " 1}"}]
+    for number, function in enumerate(pieces):
+        piece = {"function": function, **({"id": "a"} if number == 0 else {})}
+        choice = {"index": 0, "delta": {"tool_calls": [piece]}, "finish_reason": None}
+        decoder.feed(b"data: %s\n\n" % json.dumps({"id": "c", "choices": [choice]}).encode())
+    end = {"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    chunks = decoder.feed(b"data: %s\n\ndata: [DONE]\n\n" % json.dumps(end).encode())
+    (last,) = [chunk.end for chunk in chunks if chunk.end is not None]
+    assert [(call.name, call.arguments) for call in last.tool_calls] == [("f", '{"a": 1}')]
+
+
+def test_a_stream_that_repeats_its_message_at_the_end_says_it_once() -> None:
+    """The last event has an empty delta and the whole message beside it."""
+    decoder = OpenAIDecoder(ENGINES["vllm"])
+    first = {"id": "c", "choices": [{"index": 0, "delta": {"content": "Hi"}}]}
+    message = {"role": "assistant", "content": "Hi"}
+    last = {"index": 0, "delta": {}, "message": message, "finish_reason": "stop"}
+    chunks = decoder.feed(b"data: %s\n\n" % json.dumps(first).encode())
+    event = json.dumps({"id": "c", "choices": [last]}).encode()
+    chunks += decoder.feed(b"data: %s\n\ndata: [DONE]\n\n" % event)
+    assert "".join(chunk.text for chunk in chunks) == "Hi"
