@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from enginekit.errors import (
     NoEngine,
     Unreachable,
 )
-from enginekit.facts.engine import ServerFacts
+from enginekit.facts.engine import EngineProfile, ServerFacts
 from enginekit.kit import embedded
 from enginekit.kit.discover import discover, identify
 
@@ -325,12 +326,24 @@ def keep_facts(route: Route) -> None:
         _facts[key] = engine.facts
 
 
+def start_command(profile: EngineProfile, url: str, model: str | None) -> str:
+    """The command that starts such a server on the port of `url`; empty where there is none."""
+    start = profile.start_command.format(model=model or "MODEL")
+    asked, usual = urlsplit(url), urlsplit(profile.default_url)
+    if not start or asked.port is None or asked.port == usual.port:
+        return start
+    moved = re.sub(rf"(?<= ){usual.port}\b", str(asked.port), start)
+    if moved == start and profile.url_env:
+        return f"{profile.url_env}={asked.hostname}:{asked.port} {start}"
+    return moved
+
+
 def explained(route: Route, error: Unreachable) -> Unreachable:
     """The same error with where the address came from and the command that starts such a server."""
     if route.address is None or error.hint:
         return error
     engine = route.engine
-    start = engine.profile.start_command.format(model=route.model or "MODEL")
+    start = start_command(engine.profile, engine.target.base_url, route.model)
     return Unreachable(
         f"{engine.name} does not answer at {engine.target.base_url} "
         f"(from {route.address.where}): {error.message}",
