@@ -91,6 +91,7 @@ def test_a_list_is_a_chat_model_and_says_who_answered_and_why(backup: Ollama) ->
     for message in (model.invoke("hi"), total, chat(include_receipt=False).invoke("hi")):
         assert message.content == "Hello"
         assert message.response_metadata["engine"] == "ollama"
+        assert model._get_ls_params()["engine"] == "vllm,ollama"  # type: ignore[typeddict-item]
         (why,) = message.response_metadata["passed_over"]
         assert why.startswith("vllm: ")
         assert "connection refused" in why

@@ -89,12 +89,16 @@ class Client(Calls):
     @property
     def route(self) -> Route | None:
         """The engine that was resolved first, or None before the first call."""
-        return next((route for route in self._routes if route is not None), None)
+        for route in self._routes:
+            if route is not None:
+                return route
+        return None
 
     @property
     def engine(self) -> Engine | None:
         """The engine in use, or None before the first call."""
-        return None if self.route is None else self.route.engine
+        route = self.route
+        return None if route is None else route.engine
 
     @property
     def facts(self) -> ServerFacts | None:

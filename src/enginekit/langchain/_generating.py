@@ -83,9 +83,13 @@ class Generating(Connection):
         if texts:
             params["ls_stop"] = [texts] if isinstance(texts, str) else list(texts)
         client = self._state.client
-        engine = client.engine.name if client is not None and client.engine else self.engine
+        engine = self.engine or (client.config.value("engine") if client is not None else None)
+        route = client.route if client is not None else None
+        if route is not None and not (engine and "," in engine):
+            engine = route.engine.name
         if engine:
-            # Becomes metadata of the run; the provider is enginekit whatever answers.
+            # Becomes metadata of the run; the provider is enginekit whatever answers. Which one of a
+            # list will answer is known with the reply only.
             cast(dict[str, Any], params)["engine"] = str(engine)
         return params
 

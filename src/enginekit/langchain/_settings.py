@@ -195,8 +195,9 @@ class Connection(BaseModel):
         if named:
             return str(named)
         client = self._state.client
-        if client is not None and client.route is not None and client.route.model:
-            return client.route.model
+        route = client.route if client is not None else None
+        if route is not None and route.model:
+            return route.model
         return str(self.model or "")
 
     def connect(self) -> Self:
