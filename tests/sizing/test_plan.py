@@ -314,7 +314,7 @@ def test_a_plan_takes_few_steps() -> None:
         finally:
             sys.setprofile(before)
     assert sum(calls) / len(calls) < 1100
-    assert max(calls) < 5000
+    assert max(calls) < 3000
 
 
 @pytest.mark.parametrize(

@@ -179,17 +179,20 @@ def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
 
 
 def _more_gpus(sizer: Sizer, setting: Setting) -> list[Fix]:
-    """How many GPUs like the best one it would take, up to 64."""
+    """How many GPUs like the best one it would take; llama.cpp takes 16 at most, others are asked to 64."""
     original = sizer.devices
     if not original.gpus or original.gpus[0].shared:
         return []
     one = original.gpus[0]
     short = excess(sizer, setting, sizer.places()[-1]) * len(original.gpus)
     first = len(original.gpus) + max(1, short // max(one.budget, 1))
+    most = 64
+    if isinstance(sizer, Allocation):
+        first, most = max(first, sizer.least_count(setting, one)), 16
     counts = range(first, first + 8) if isinstance(sizer, Allocation) else (2, 4, 8, 16, 32, 64)
     try:
         for count in counts:
-            if not len(original.gpus) < count <= 64:
+            if not len(original.gpus) < count <= most:
                 continue
             sizer.devices = replace(original, gpus=(one,) * count)
             place: Place = (

@@ -381,6 +381,15 @@ class Allocation:
         """Everything on GPUs but the routed experts of the first `moved` layers."""
         return self._placed(len(self.devices.gpus), 0, moved)
 
+    def least_count(self, setting: Setting, gpu: Device) -> int:
+        """GPUs like this one that it takes at least: what is to be divided over what each has left."""
+        buffer = self._load(setting.context, setting.users, 4).buffer
+        usable = gpu.budget - buffer[1] - self._runtime(gpu)[1]
+        place = self.places()[-1]
+        divided = sum(self.weights_on(setting.quantization, place)[:-1])
+        divided += sum(need.attention + need.state for need in self.needs(setting, place)[:-1])
+        return -(-divided // usable) if usable > 0 else divided
+
     def where(self, place: Placement) -> Where:
         """The placement in a word."""
         if not place.gpus:
