@@ -79,22 +79,20 @@ def stream_openai(tokens: int) -> tuple[bytes, ...]:
     )
 
 
-@cache
-def stream_ollama(tokens: int) -> tuple[bytes, ...]:
-    """The lines of Ollama's streamed reply."""
+def _line(content: str, **more: Any) -> bytes:
+    made = {
+        "model": MODEL,
+        "created_at": "2026-11-23T03:53:48.358179329Z",
+        "message": {"role": "assistant", "content": content},
+        "done": False,
+        **more,
+    }
+    return json.dumps(made).encode() + b"\n"
 
-    def line(content: str, **more: Any) -> bytes:
-        made = {
-            "model": MODEL,
-            "created_at": "2026-11-23T03:53:48.358179329Z",
-            "message": {"role": "assistant", "content": content},
-            "done": False,
-            **more,
-        }
-        return json.dumps(made).encode() + b"\n"
 
-    last = line(
-        "",
+def _last_line(content: str, tokens: int) -> bytes:
+    return _line(
+        content,
         done=True,
         done_reason="stop",
         total_duration=5_000_000,
@@ -104,7 +102,18 @@ def stream_ollama(tokens: int) -> tuple[bytes, ...]:
         eval_count=tokens,
         eval_duration=1_000_000,
     )
-    return (*(line(f"{TOKEN} ") for _ in range(tokens)), last)
+
+
+@cache
+def whole_ollama(tokens: int) -> bytes:
+    """Ollama's reply that is not streamed."""
+    return _last_line(text_of(tokens), tokens)
+
+
+@cache
+def stream_ollama(tokens: int) -> tuple[bytes, ...]:
+    """The lines of Ollama's streamed reply."""
+    return (*(_line(f"{TOKEN} ") for _ in range(tokens)), _last_line("", tokens))
 
 
 _FACTS = {
@@ -154,6 +163,9 @@ class _Connection(asyncio.Protocol):
         request = json.loads(body)
         if path == "/api/chat":
             tokens = request["options"]["num_predict"]
+            if request.get("stream") is False:
+                self._whole(whole_ollama(tokens))
+                return
             self._events(stream_ollama(tokens), b"application/x-ndjson")
             return
         tokens = request.get("max_tokens") or request.get("max_completion_tokens")

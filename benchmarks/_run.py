@@ -304,8 +304,9 @@ def run(
             print(f"{scenario.name:30} A {row['A µs']:.0f} µs  {shown}", flush=True)
             if row[OURS] > scenario.limit * (1 + given.slack):
                 broken.append(f"{scenario.name}: {row[OURS]:.2f}, promised {scenario.limit}")
-    print("\n" + table(rows, names))
-    if not given.only:
+    if rows:
+        print("\n" + table(rows, names))
+    if given.only in "500 calls at 100 ms":
         print(f"\n500 calls against a server that takes 100 ms (limit {WALL_LIMIT} s on the clock)")
         with fake_server(delay=0.1) as url:
             builds = {OURS: build(url), **(peers(url) if given.peers else {})}

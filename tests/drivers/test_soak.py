@@ -33,6 +33,10 @@ def resources() -> tuple[int, int, float]:
 
 
 def assert_where_they_were(before: tuple[int, int, float], after: tuple[int, int, float]) -> None:
+    print(
+        f"open files {before[0]} → {after[0]}, threads {before[1]} → {after[1]}, "
+        f"memory {before[2]:.1f} → {after[2]:.1f} MiB"
+    )
     assert after[0] <= before[0] + 4, "open files"
     assert after[1] <= before[1] + 2, "threads"
     assert after[2] <= before[2] + 8, "MiB"
