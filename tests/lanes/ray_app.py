@@ -39,7 +39,7 @@ def main() -> None:
     port, *models = sys.argv[1:]
     stopped = threading.Event()
     # Logical CPUs: what the actors claim, not what the machine has.
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=True)
+    ray.init(num_cpus=12, include_dashboard=False, log_to_driver=True)
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     configs = [config(*model.split("=", 1)) for model in models]
     serve.run(build_openai_app({"llm_configs": configs}), blocking=False)
