@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from enginekit import registry
 from tests.support import marks
 from tests.support.server import Server
 
@@ -34,6 +38,13 @@ class BlockedSocketError(Exception):
     """A test tried to leave the machine. Not an OSError, so that nothing mistakes it for one."""
 
 
+@cache
+def _default_ports() -> frozenset[int]:
+    """Where discovery looks: a server that this machine happens to run there is no part of a test."""
+    urls = (registry.engine_class(name).profile.default_url for name in registry.names())
+    return frozenset(port for url in urls if (port := urlsplit(url).port))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Make `notyet` and `never` strict, and refuse one without a reason."""
     marks.apply(items)
@@ -44,6 +55,7 @@ def loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Refuse connections and look-ups beyond loopback, unless the test is marked `live`."""
     if request.node.get_closest_marker("live"):
         return
+    elsewhere = frozenset() if request.node.get_closest_marker("embedded") else _default_ports()
 
     def guard(name: str) -> None:
         original = getattr(socket.socket, name)
@@ -51,6 +63,8 @@ def loopback_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         def guarded(self: socket.socket, address: Any) -> Any:
             if not _is_loopback(address):
                 raise BlockedSocketError(f"a test may not connect to {address!r}")
+            if isinstance(address, tuple) and address[1] in elsewhere:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "nothing runs here in a test")
             return original(self, address)
 
         monkeypatch.setattr(socket.socket, name, guarded)
