@@ -96,10 +96,10 @@ def _wait(
     while left:
         if child.poll() is not None:
             raise LaneError(f"the server ended with status {child.returncode}\n{_tail(log)}")
-        if time.monotonic() > end:
-            raise LaneError(f"the server was not ready in time\n{_tail(log)}")
         if _works(url, *left[0]):
             left.pop(0)
+        elif time.monotonic() > end:
+            raise LaneError(f"the server was not ready in time\n{_tail(log)}")
         else:
             time.sleep(0.5)
 

@@ -129,7 +129,7 @@ def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, Non
             command = vllm_command(python, port, name, folder)
             with server(name, command, url, {name: CHAT}) as wait:
                 wait()
-                wait_for_embedder()
+                wait_for_embedder()  # at once, from the second time on
                 yield Stage(
                     model=name,
                     url=url,
