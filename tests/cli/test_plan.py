@@ -93,6 +93,14 @@ def test_this_computer_is_planned_for_without_asking(capsys):
     assert "this computer" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--hardware=rtx4090", "--engine=vllm", "--quant=Q8_0"])
+def test_a_load_is_measured_on_this_computer_only(option, capsys):
+    assert main(["plan", "smollm2:135m", "--measure", option]) == 2
+    said = capsys.readouterr().err
+    assert option.partition("=")[0] in said
+    assert "hint: enginekit plan smollm2:135m --measure" in said
+
+
 def test_the_bar_shows_shares_and_what_is_missing():
     fits = planning.plan("llama3.1-8b", hardware="rtx4090", context=8192).devices[0]
     bar = bar_of(fits, 100)

@@ -6,17 +6,23 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from enginekit.cli.errors import NOTHING_FITS
-from enginekit.cli.output import print_json
+from enginekit.cli.output import ProgressDisplay, print_json
 from enginekit.errors import ConfigError
 from enginekit.kit import planning
 from enginekit.sizing.outcome import TERMS, DevicePlan, Plan, Rate
 
+if TYPE_CHECKING:
+    from enginekit.kit.measuring import Measured
+
 WIDTH = 80
 _BAR = 60
 _GIB = 2**30
+_MIB = 2**20
 _MARKS = {"weights": "#", "cache": "=", "state": "=", "compute": "+", "projector": "+",
           "runtime": "-"}  # fmt: skip
 _LEGEND = "# weights  = cache  + compute  - runtime  : margin  . free  ! missing"
@@ -35,6 +41,7 @@ def plan(
     cache: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
+    measure: Annotated[bool, Parameter(negative=())] = False,
     json: bool = False,
     html: Path | None = None,
 ) -> int:
@@ -61,6 +68,9 @@ def plan(
         Micro-batch of llama.cpp.
     sequences
         Most sequences of an engine that sets a pool aside (vLLM's max_num_seqs).
+    measure
+        Load the model on the embedded engine, show what it took beside the plan, and let later
+        plans for models of the same architecture be corrected by it.
     json
         Print one JSON object, sizes in bytes.
     html
@@ -74,14 +84,64 @@ def plan(
         "ubatch": ubatch,
         "sequences": sequences,
     }
-    made = planning.plan(model, hardware=hardware, context=context, **settings)
+    taken: Measured | None = None
+    if measure:
+        taken = _measure(model, hardware, context, settings)
+        made = taken.plan
+    else:
+        made = planning.plan(model, hardware=hardware, context=context, **settings)
     if html is not None:
         _write_page(html, made, model, hardware, settings)
     if json:
-        print_json(made.to_dict())
+        print_json(made.to_dict() | ({} if taken is None else {"measured": _measured(taken)}))
     else:
-        sys.stdout.write("\n".join(render(made)) + "\n")
+        lines = render(made) if taken is None else [*render(made), *_measured_lines(taken)]
+        sys.stdout.write("\n".join(lines) + "\n")
     return NOTHING_FITS if made.verdict == "no" else 0
+
+
+def _measure(
+    model: str, hardware: str | None, context: int | None, settings: dict[str, Any]
+) -> Measured:
+    """Load the model here. Raises ConfigError for options that a load on this computer ignores."""
+    from enginekit.kit.measuring import ENGINE, measure
+
+    elsewhere = {"--hardware": hardware, "--quant": settings["quantization"]}
+    elsewhere |= {f"--{name}": settings[name] for name in ("ubatch", "sequences")}
+    if settings["engine"] not in (None, ENGINE):
+        elsewhere["--engine"] = settings["engine"]
+    given = [name for name, value in elsewhere.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"--measure loads the model's own file on this computer's {ENGINE} engine; "
+            f"{given[0]} cannot go with it",
+            hint=f"enginekit plan {model} --measure",
+        )
+    with ProgressDisplay() as progress:
+        return measure(
+            model,
+            context=context,
+            users=settings["users"],
+            cache_type=settings["cache_type"],
+            progress=progress,
+        )
+
+
+def _measured(taken: Measured) -> dict[str, Any]:
+    return {
+        "version": taken.version,
+        "taken": dict(taken.taken),
+        "estimated": dict(taken.estimated),
+    }
+
+
+def _measured_lines(taken: Measured) -> list[str]:
+    pairs = [
+        f"{term} {taken.taken[term] / _MIB:.1f} MiB (planned {taken.estimated[term] / _MIB:.1f})"
+        for term in TERMS
+        if term in taken.taken
+    ]
+    return _wrapped("measured", f"xllamacpp {taken.version} took " + ", ".join(pairs))
 
 
 def _write_page(

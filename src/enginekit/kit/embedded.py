@@ -53,6 +53,13 @@ def unavailable() -> EngineKitError | None:
     return error if isinstance(error, EngineKitError) else None
 
 
+def installed_version() -> str:
+    """The version of the wheel that the embedded engine runs from; "" if there is none."""
+    from enginekit.launch import _platform
+
+    return _platform.installed_version() or ""
+
+
 def fetch(model: str, *, progress: Progress | None, allow_large: bool = False) -> LocalModel:
     """The file of a model, fetched if need be. Blocks; raises as `catalog.sources.resolve` does."""
     from enginekit.catalog import sources

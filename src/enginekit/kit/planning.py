@@ -12,6 +12,7 @@ from enginekit import registry
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
+from enginekit.kit import embedded
 from enginekit.kit.serving import is_address, model_of_server
 from enginekit.sizing.calibration import Calibration, Measurement, calibrate
 from enginekit.sizing.outcome import Plan
@@ -35,6 +36,7 @@ def plan(
     sequences: int | None = None,
     flash: bool = True,
     eager: bool = False,
+    calibrated: bool = True,
 ) -> Plan:
     """Say whether and how a model runs on a machine under an engine.
 
@@ -44,6 +46,7 @@ def plan(
         hardware: a preset (`4xrtx4090`), a JSON or TOML file, facts; None: this computer.
         engine: engine name; None: the one of that server, else the embedded llama.cpp.
         engine_version: the server's version; loads measured with exactly it correct the estimate.
+            "": for the embedded engine on this computer the installed one, else no correction.
         quantization: label or format; None: the model's own, else the engine's usual one.
         context: tokens per user; None: what the engine would choose itself.
         users: concurrent requests of full length.
@@ -52,6 +55,7 @@ def plan(
         sequences: `max_num_seqs` of pool engines.
         flash: whether flash attention is on.
         eager: without CUDA graphs.
+        calibrated: let loads measured on this computer (`enginekit plan --measure`) correct the plan.
 
     Raises:
         ConfigError: an unknown engine, preset, quantization or cache type, or a number below one.
@@ -69,7 +73,9 @@ def plan(
     machine = hardware if isinstance(hardware, Machine) else machine_of(hardware)
     name = engine or DEFAULT_ENGINE
     calibration = None
-    if engine_version:
+    if calibrated and not engine_version and hardware is None and name in registry.LAUNCHED:
+        engine_version = embedded.installed_version()
+    if calibrated and engine_version:
         calibration = _calibration(name, engine_version, spec, machine)
     try:
         return compute(
