@@ -42,6 +42,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "embeddings": ("tests/standard/test_embeddings.py",),
 }
 SUITE_SECONDS = 900.0
+ANSWER_SECONDS = 300.0
+"""Until a whole answer of the server; past it the test that asked fails."""
 
 PROGRAMME = """
 import sys
@@ -85,6 +87,7 @@ def proxy(target: str, key: str) -> ThreadingHTTPServer:
                     body=body or None,
                     headers=headers,
                     redirect=False,
+                    timeout=ANSWER_SECONDS,
                 )
             self.send_response(answer.status)
             for name, value in answer.headers.items():
@@ -135,8 +138,9 @@ def store(path: Path, target: str, told: argparse.Namespace) -> None:
         kept.setdefault(number if told.suite == "programme" else key_of(interaction), interaction)
     told_first = {"recorded": {name: value for name, value in facts.items() if value}}
     stored["interactions"] = list(kept.values())
+    text = yaml.safe_dump({**told_first, **stored}, sort_keys=False, allow_unicode=True, width=1000)
     path.write_text(
-        yaml.safe_dump({**told_first, **stored}, sort_keys=False, allow_unicode=True, width=1000),
+        text.replace(str(Path.home()), "/home/user"),
         "utf-8",
     )
 
