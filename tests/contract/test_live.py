@@ -428,7 +428,10 @@ def test_the_list_of_models_has_the_one_in_use(client):
 
 @pytest.mark.parametrize("name", ["embed", "rerank"])
 def test_a_server_that_generates_is_not_sent_texts_to_pool(client, scripted, name):
-    """Found out by the server's own answer to a request without any text, once."""
+    """Found out by the server's own answer to a request without any text, once.
+
+    Of a server with several models one may pool: there each refusal is about the model asked for.
+    """
     request: EmbedRequest | RerankRequest
     if name == "embed":
         feature, request = "embeddings", EmbedRequest(model="", texts=("a",))
@@ -439,6 +442,8 @@ def test_a_server_that_generates_is_not_sent_texts_to_pool(client, scripted, nam
     with pytest.raises(Unsupported):
         getattr(client, name)(request)
     found = client.facts.capabilities.get(feature, known)
+    if len(client.facts.models) > 1 and found == known:
+        return
     if known.support == "server":
         assert (found.support, found.evidence) in (("none", "probed"), ("none", "observed"))
     with pytest.raises(Unsupported) as caught:
