@@ -26,10 +26,6 @@ class Meter:
         self.shown = begin is not None and begin.running is not None
         self._before = begin.generated_tokens_total if begin else None
 
-    def until_running(self) -> bool:
-        """Whether the server came to work on some request."""
-        return self._until(lambda load: bool(load.running))
-
     def until_idle(self) -> bool:
         """Whether the server came to work on nothing."""
         return self._until(lambda load: load.running == 0)
