@@ -345,23 +345,26 @@ def long_request(client):
     return chat("LONG", max_tokens=min((client.facts.context_window or 2048) - 548, 6000))
 
 
+TRIES = 3
+"""A server on busy cores may be through with a reply before it notices that nobody listens; that
+happens to every try only if leaving stops nothing."""
+
+
 def test_closing_a_stream_early_stops_the_generation(client, scripted, long_request):
-    meter = Meter(client)
-    if not meter.shown:
-        pytest.skip("the server shows no count of running requests")
-    stream = client.stream(long_request)
-    for _ in range(3):
-        next(stream)
-    stream.close()
-    whole = long_request.sampling.max_tokens
-    assert meter.stopped_before(whole), f"generated {meter.generated()} for a client that left"
+    def stopped() -> bool:
+        meter = Meter(client)
+        if not meter.shown:
+            pytest.skip("the server shows no count of running requests")
+        stream = client.stream(long_request)
+        for _ in range(3):
+            next(stream)
+        stream.close()
+        return meter.stopped_before(long_request.sampling.max_tokens)
+
+    assert any(stopped() for _ in range(TRIES)), "it generates on for a client that left"
 
 
 def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
-    meter = Meter(client)
-    if not meter.shown:
-        pytest.skip("the server shows no count of running requests")
-
     async def cancelled() -> None:
         begun = asyncio.Event()
 
@@ -375,9 +378,14 @@ def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(cancelled())
-    whole = long_request.sampling.max_tokens
-    assert meter.stopped_before(whole), f"generated {meter.generated()} for a cancelled task"
+    def stopped() -> bool:
+        meter = Meter(client)
+        if not meter.shown:
+            pytest.skip("the server shows no count of running requests")
+        asyncio.run(cancelled())
+        return meter.stopped_before(long_request.sampling.max_tokens)
+
+    assert any(stopped() for _ in range(TRIES)), "it generates on for a task that was cancelled"
 
 
 def test_many_at_once(client, scripted):
