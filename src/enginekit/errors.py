@@ -155,7 +155,7 @@ class EngineError(EngineKitError):
 
 
 class Unreachable(EngineError, ConnectionError):
-    """No connection, or it broke before any byte of the answer."""
+    """No connection. Nothing that was sent can have been worked on."""
 
     retryable = True
 
@@ -237,7 +237,12 @@ class StreamTruncated(EngineError):
 
 
 class EngineFault(EngineError):
-    """The engine failed on its side (5xx or an error event); `partial` holds the text before it."""
+    """The engine failed on its side; `partial` holds the text before it.
+
+    It said so (5xx or an error event), or it hung up after the request was sent and before any
+    answer. Then it may have died of the request: `retryable` is False and enginekit does not send
+    it again.
+    """
 
     retryable = True
     partial: str = ""

@@ -18,7 +18,7 @@ from enginekit.errors import (
     BadOutput,
     ContextOverflow,
     EngineDied,
-    EngineError,
+    EngineFault,
     MalformedReply,
     StreamTruncated,
 )
@@ -59,7 +59,13 @@ def scripted(recording: Recording, **more: Any) -> Scripted:
 
 
 def ask(
-    driver: Driver, name: str, url: str, recording: Recording, *, forced: bool = False
+    driver: Driver,
+    name: str,
+    url: str,
+    recording: Recording,
+    *,
+    forced: bool = False,
+    max_retries: int = 0,
 ) -> Reply:
     request = request_of(recording)
     if forced:
@@ -69,7 +75,7 @@ def ask(
         request,
         stream=streamed(recording),
         budgets=Budgets(first_token=30, between_tokens=30, whole_reply=30),
-        max_retries=0,
+        max_retries=max_retries,
     )
     stream = driver.run(opening)
     folder = Folder()
@@ -209,12 +215,14 @@ def test_a_connection_that_was_closed_meanwhile_is_reopened_once(driver, name):
         assert server.connections == 3
 
 
+@pytest.mark.parametrize("fault", ["close_without_response", "reset_without_response"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_server_that_never_answers_is_not_asked_without_end(driver, name):
-    """Closed without a byte on a fresh connection: one request, one error."""
+def test_a_server_that_hangs_up_without_an_answer_gets_the_prompt_once(driver, name, fault):
+    """It may have died of the request (llama-server does): retries that are allowed are not used."""
     recording = plain(name)
     with Server() as server:
-        server.always(scripted(recording, fault="close_without_response"))
-        with pytest.raises(EngineError):
-            ask(driver, name, server.url, recording)
+        server.always(scripted(recording, fault=fault))
+        with pytest.raises(EngineFault, match="not sent again") as caught:
+            ask(driver, name, server.url, recording, max_retries=5)
+        assert caught.value.engine == name
         assert len(server.requests) == 1

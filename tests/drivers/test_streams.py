@@ -262,10 +262,13 @@ def test_a_host_name_that_does_not_exist_is_unreachable(driver):
 
 
 @pytest.mark.parametrize("fault", ["close_without_response", "reset_without_response"])
-def test_no_answer_at_all_is_unreachable_and_not_repeated(driver, server, fault):
+def test_no_answer_at_all_is_a_fault_and_not_repeated(driver, server, fault):
+    """llama-server dies so of a forced call: the prompt that killed it must not be sent again."""
     server.on(PATH, sse(fault=fault))
-    with pytest.raises(Unreachable):
+    with pytest.raises(EngineFault, match="not sent again") as caught:
         driver.run(opening(toy(server.url)))
+    assert not caught.value.retryable
+    assert caught.value.engine == "toy"
     assert len(server.requests) == 1
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from enginekit.errors import (
     ConfigError,
+    EngineFault,
     EngineKitError,
     EngineTimeout,
     MalformedReply,
@@ -127,10 +128,12 @@ def translate(
     phase: Phase = "whole reply",
     budget: float = 0.0,
     proxy: str | None = None,
+    worked: bool = False,
 ) -> EngineKitError:
     """Our error for a foreign one, with the foreign one as its cause.
 
-    `phase` and `budget` are what a timeout means at this point.
+    `phase` and `budget` are what a timeout means at this point. `worked` says that the server may
+    have begun to work on the request: what it received must not be sent to it again.
     """
     if isinstance(error, EngineKitError):
         return error
@@ -163,6 +166,15 @@ def translate(
             f"nothing answers at {url}: {_words(error)}",
             engine=engine,
             url=url,
+        )
+    elif worked and not isinstance(_root(error), ssl.SSLError):
+        ours = EngineFault(
+            f"{who} ended the connection after the request was sent: {_words(error)}. It may have "
+            "died of it, so the request is not sent again",
+            hint="the server's own log says why it hung up",
+            engine=engine,
+            url=url,
+            retryable=False,
         )
     else:
         ours = Unreachable(f"{who} ended the connection: {_words(error)}", engine=engine, url=url)

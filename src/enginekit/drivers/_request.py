@@ -41,6 +41,11 @@ class Outgoing:
     headers: dict[str, str]
     body: bytes | None
 
+    @property
+    def safe(self) -> bool:
+        """Whether the server may get it twice: it only asks, so nothing is worked on (RFC 9110 9.2.1)."""
+        return self.method in ("GET", "HEAD")
+
 
 def prepare(call: Call) -> Outgoing:
     """The request of a call; the same for both drivers.

@@ -120,6 +120,7 @@ class Attempt:
             phase=phase,
             budget=budget,
             proxy=self.proxy,
+            worked=phase != "connect" and not self._request.safe,
         )
 
 

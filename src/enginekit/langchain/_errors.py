@@ -4,8 +4,9 @@
 configuration, downloads and launches are no model errors and stay what they are.
 
 LangChain's `is_retryable` says whether a new call may succeed; our `retryable` whether enginekit
-itself sends the same request again. They differ for `StreamTruncated` only: text was delivered
-already, so enginekit does not repeat the request, but a caller may.
+itself sends the same request again. They differ for `StreamTruncated`, where text was delivered
+already, and for an `EngineFault` of an engine that hung up without an answer: it may have died of
+the request. Neither is repeated by enginekit, but a caller may.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from enginekit.errors import EngineKitError
 
 
 class Unreachable(errors.Unreachable, ModelConnectionError):
-    """No connection, or it broke before any byte of the answer."""
+    """No connection. Nothing that was sent can have been worked on."""
 
 
 class EngineLoading(errors.EngineLoading, ModelAPIError):

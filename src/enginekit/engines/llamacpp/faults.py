@@ -132,5 +132,12 @@ FAULTS: Final[tuple[Case, ...]] = (
         r"missing tool|unsupported (?:content|param)|unable to generate parser|invalid type",
         says="it calls this its own fault, but the request is what it could not read",
     ),
+    Case(
+        error=EngineFault,
+        name="fault",
+        status=(500,),
+        facts=lambda fault, match: {"retryable": False},
+        hint="it calls mistakes of a request its own fault, too: its log says which it was",
+    ),
 )
 """Tests of the wire first: the server reports several mistakes of a client as 500."""

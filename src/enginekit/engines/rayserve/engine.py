@@ -33,6 +33,7 @@ from enginekit.errors import (
     BadRequest,
     EngineDied,
     EngineError,
+    EngineFault,
     EngineKitError,
     EngineLoading,
     EngineTimeout,
@@ -237,6 +238,10 @@ class RayServe(VLLMRequests):
             yield from self._one_token(model or names[0], READY)
         except (Unreachable, EngineLoading, EngineTimeout, EngineDied, Overloaded):
             return False
+        except EngineFault as error:
+            if error.status is None:  # hung up on without an answer: a proxy that is being replaced
+                return False
+            raise
         except (Unsupported, BadRequest):
             # A pooling model has no completions: the engine itself answered, so it is up.
             return True
