@@ -32,7 +32,7 @@ from enginekit.types import (
     ToolChoice,
 )
 from tests.contract.conftest import chat
-from tests.support.generation import Meter
+from tests.support.generation import Meter, stopped, wasted
 from tests.support.scripted import GREETING, THOUGHT, WORDS
 from tests.support.server import refused_url
 
@@ -345,26 +345,24 @@ def long_request(client):
     return chat("LONG", max_tokens=min((client.facts.context_window or 2048) - 548, 6000))
 
 
-TRIES = 3
-"""A server on busy cores may be through with a reply before it notices that nobody listens; that
-happens to every try only if leaving stops nothing."""
+@pytest.fixture
+def metered(client):
+    if not Meter(client).shown:
+        pytest.skip("the server does not show what it generated")
 
 
-def test_closing_a_stream_early_stops_the_generation(client, scripted, long_request):
-    def stopped() -> bool:
-        meter = Meter(client)
-        if not meter.shown:
-            pytest.skip("the server shows no count of running requests")
+def test_closing_a_stream_early_stops_the_generation(client, scripted, long_request, metered):
+    def leave(delay: float) -> None:
         stream = client.stream(long_request)
         for _ in range(3):
             next(stream)
         stream.close()
-        return meter.stopped_before(long_request.sampling.max_tokens)
 
-    assert any(stopped() for _ in range(TRIES)), "it generates on for a client that left"
+    rounds = wasted(client, leave)
+    assert stopped(rounds, long_request.sampling.max_tokens), rounds
 
 
-def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
+def test_cancelling_a_task_stops_the_generation(client, scripted, long_request, metered):
     async def cancelled() -> None:
         begun = asyncio.Event()
 
@@ -378,14 +376,8 @@ def test_cancelling_a_task_stops_the_generation(client, scripted, long_request):
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    def stopped() -> bool:
-        meter = Meter(client)
-        if not meter.shown:
-            pytest.skip("the server shows no count of running requests")
-        asyncio.run(cancelled())
-        return meter.stopped_before(long_request.sampling.max_tokens)
-
-    assert any(stopped() for _ in range(TRIES)), "it generates on for a task that was cancelled"
+    rounds = wasted(client, lambda delay: asyncio.run(cancelled()))
+    assert stopped(rounds, long_request.sampling.max_tokens), rounds
 
 
 def test_many_at_once(client, scripted):

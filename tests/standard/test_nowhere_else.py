@@ -19,11 +19,12 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.tools import tool
 
+from enginekit.kit.client import Client
 from enginekit.langchain import EngineKitChat
 from enginekit.llama_index import EngineKitLLM
 from tests.langchain.wires import VLLM, Answer
 from tests.standard.conftest import Served
-from tests.support.generation import Meter
+from tests.support.generation import Meter, stopped, wasted
 from tests.support.models import environment
 from tests.support.scripted import GREETING, THOUGHT
 from tests.support.server import Reply, Seen, Server, refused_url
@@ -195,15 +196,12 @@ async def test_a_thousand_at_once(server: Server) -> None:
 # ------------------------------------------------------------------- leaving early, falling back
 
 
-ROUNDS = 4
-
-
 @pytest.fixture
-def meter(served: Served) -> Meter:
-    meter = Meter(served.client())
-    if not meter.shown:
-        pytest.skip("the server shows no count of running requests")
-    return meter
+def metered(served: Served) -> Client:
+    client = served.client()
+    if not Meter(client).shown:
+        pytest.skip("the server does not show what it generated")
+    return client
 
 
 @pytest.fixture
@@ -214,36 +212,36 @@ def whole_reply(served: Served) -> int:
     return (facts.context_window or 2048) - 200
 
 
-async def test_a_cancelled_call_frees_the_server(
-    model: EngineKitChat, meter: Meter, whole_reply: int, exact: None
+def test_a_cancelled_call_frees_the_server(
+    model: EngineKitChat, metered: Client, whole_reply: int, exact: None
 ) -> None:
-    """The moment of leaving need not be exact: the server's own count of tokens is the proof.
-
-    A vLLM on two busy cores notices after seconds that somebody left: now and then a reply is over
-    by then, but all of them only if leaving stops nothing.
-    """
     endless = model.model_copy(update={"max_tokens": whole_reply})
-    assert (await endless.ainvoke("Hi.")).text.strip() == GREETING  # found, probed and connected
-    for _ in range(ROUNDS):
+    assert endless.invoke("Hi.").text.strip() == GREETING  # found, probed and connected
+
+    async def cancelled(delay: float) -> None:
         task = asyncio.create_task(endless.ainvoke("LONG"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(delay)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    most = (ROUNDS - 1) * whole_reply
-    assert await asyncio.to_thread(meter.stopped_before, most), meter.generated()
-    assert (await model.ainvoke("Hi.")).text.strip() == GREETING
+
+    rounds = wasted(metered, lambda delay: asyncio.run(cancelled(delay)))
+    assert stopped(rounds, whole_reply), rounds
+    assert model.invoke("Hi.").text.strip() == GREETING
 
 
 def test_leaving_a_stream_frees_the_server(
-    model: EngineKitChat, meter: Meter, whole_reply: int, exact: None
+    model: EngineKitChat, metered: Client, whole_reply: int, exact: None
 ) -> None:
     endless = model.model_copy(update={"max_tokens": whole_reply})
-    for _ in range(ROUNDS):
+
+    def leave(delay: float) -> None:
         for piece in endless.stream("LONG"):
             if piece.text:
                 break
-    assert meter.stopped_before((ROUNDS - 1) * whole_reply), meter.generated()
+
+    rounds = wasted(metered, leave)
+    assert stopped(rounds, whole_reply), rounds
     assert model.invoke("Hi.").text.strip() == GREETING
 
 
