@@ -290,6 +290,38 @@ class ReplyDecoder(ABC):
             self.failure = error
 
 
+class WholeBody(ReplyDecoder):
+    """A reply that is one document, put before a decoder of events; HTTP 200 alone is not success."""
+
+    _not_whole = "the reply has no finish reason"
+    """What is said of a document that can be read and has no terminal fact."""
+
+    def feed(self, data: bytes) -> list[Chunk]:
+        """Nothing: the document is complete at the end of the body."""
+        try:
+            self._frames.feed(data)
+        except MalformedReply as error:
+            self._malformed(str(error))
+        return []
+
+    def eof(self) -> list[Chunk]:
+        """The whole reply, or a failure; an empty body is one."""
+        out: list[Chunk] = []
+        if self.done or self.failure is not None:
+            return out
+        body = self._frames.eof() or b""
+        if not body.strip():
+            self.failure = self._truncated("the reply was empty")
+            return out
+        self._read(body, out)
+        if self.failure is None and not self.done:
+            if self._terminal:
+                self._complete(out)
+            else:
+                self.failure = self._truncated(self._not_whole)
+        return out if self.failure is None else []
+
+
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",

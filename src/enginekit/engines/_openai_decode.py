@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
-from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.engines._decoder import NONSENSE, ReplyDecoder, WholeBody
 from enginekit.engines._json import parse_json
 from enginekit.engines._required import bad_output
 from enginekit.errors import MalformedReply
@@ -213,7 +213,7 @@ class OpenAIDecoder(ReplyDecoder):
         return last + 1 if name else last
 
 
-class OpenAIWholeDecoder(OpenAIDecoder):
+class OpenAIWholeDecoder(WholeBody, OpenAIDecoder):
     """One `chat.completion` or `text_completion` object; HTTP 200 alone is not success.
 
     A choice without a finish reason is a truncated reply, an empty body too.
@@ -240,31 +240,6 @@ class OpenAIWholeDecoder(OpenAIDecoder):
     def _no_choices(self, event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """A whole reply has choices. Raises KeyError when the key lacks."""
         return event["choices"] or ()
-
-    def feed(self, data: bytes) -> list[Chunk]:
-        """Nothing: the document is complete at the end of the body."""
-        try:
-            self._frames.feed(data)
-        except MalformedReply as error:
-            self._malformed(str(error))
-        return []
-
-    def eof(self) -> list[Chunk]:
-        """The whole reply, or a failure."""
-        out: list[Chunk] = []
-        if self.done or self.failure is not None:
-            return out
-        body = self._frames.eof() or b""
-        if not body.strip():
-            self.failure = self._truncated("the reply was empty")
-            return out
-        self._read(body, out)
-        if self.failure is None and not self.done:
-            if self._terminal:
-                self._complete(out)
-            else:
-                self.failure = self._truncated("the reply has no finish reason")
-        return out if self.failure is None else []
 
 
 def _pieces(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

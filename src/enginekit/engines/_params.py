@@ -193,6 +193,19 @@ class Draft:
         ]
         self.enter("lora", "translated", also="model", note="an adapter is a model of its own")
 
+    def window_of_launch(self, wanted: int, hint: str) -> None:
+        """Settle `context_window` for a server whose window was set when it was started.
+
+        Raises Unsupported, with `hint`, when that window is unknown or smaller than `wanted` tokens.
+        """
+        facts = self._engine.facts
+        window = facts.context_window if facts is not None else None
+        if window is None or window < wanted:
+            why = f"the window is set at launch and is {window or 'unknown'}"
+            self.refuse("context_window", why, hint=hint)
+        note = f"the server's window is {window} already"
+        self.enter("context_window", "translated", note=note)
+
     def refuse(self, field: str, why: str, *, case: str = "", hint: str = "") -> NoReturn:
         """Raise Unsupported for `field`, before anything has been sent."""
         name = field.rpartition(".")[2]

@@ -211,11 +211,7 @@ class Row(OpenAIEngine):
         elif name == "lora":
             self._lora(draft, value)
         else:
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                why = f"the window is set at launch and is {window or 'unknown'}"
-                draft.refuse(name, why, hint=self._window_hint.format(value=value))
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
+            draft.window_of_launch(value, self._window_hint.format(value=value))
 
     _window_hint: ClassVar[str] = "start the server with a larger window"
 

@@ -352,14 +352,7 @@ class VLLMRequests(OpenAIEngine):
         if name == "keep_alive":
             draft.omit(name, "the model is in memory as long as the server runs")
         elif name == "context_window":
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                draft.refuse(
-                    name,
-                    f"the window is set at launch and is {window or 'unknown'}",
-                    hint=f"start the server with --max-model-len {value}",
-                )
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
+            draft.window_of_launch(value, f"start the server with --max-model-len {value}")
         elif name == "lora":
             self._lora(draft, value)
 

@@ -178,14 +178,7 @@ class LlamaCppRequests(OpenAIEngine):
         if name == "keep_alive":
             draft.omit(name, "set at launch: --sleep-idle-seconds")
         elif name == "context_window":
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                draft.refuse(
-                    name,
-                    f"the window is set at launch and is {window or 'unknown'}",
-                    hint=f"start the server with -c {value}",
-                )
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
+            draft.window_of_launch(value, f"start the server with -c {value}")
         elif name == "lora":
             pairs = ((self._adapter(draft, value), 1.0),) if isinstance(value, str) else value
             parts = {"lora": [{"id": number, "scale": scale} for number, scale in pairs]}

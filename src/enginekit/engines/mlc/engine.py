@@ -121,16 +121,9 @@ class MLC(OpenAIEngine):
         elif name == "lora":
             draft.refuse(name, "adapters are merged when the model is converted")
         else:
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                draft.refuse(
-                    name,
-                    f"the window is set at launch and is {window or 'unknown'}",
-                    hint=f"start the server with --overrides context_window_size={value}"
-                    if window
-                    else WINDOW_HINT,
-                )
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
+            known = self.facts is not None and self.facts.context_window
+            enlarge = f"start the server with --overrides context_window_size={value}"
+            draft.window_of_launch(value, enlarge if known else WINDOW_HINT)
 
     # -- tools and constraints ----------------------------------------------------------
 

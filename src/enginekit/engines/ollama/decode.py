@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from enginekit.drivers.framing import NDJSON, Frames, Whole
 from enginekit.engine import Engine
-from enginekit.engines._decoder import NONSENSE, ReplyDecoder
+from enginekit.engines._decoder import NONSENSE, ReplyDecoder, WholeBody
 from enginekit.engines._json import parse_json
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.errors import BadOutput, EngineKitError, MalformedReply, StreamTruncated
@@ -184,35 +184,15 @@ class OllamaDecoder(ReplyDecoder):
         )
 
 
-class OllamaWholeDecoder(OllamaDecoder):
+class OllamaWholeDecoder(WholeBody, OllamaDecoder):
     """One object. `"done": false` under HTTP 200 is a failure, an empty body too."""
+
+    _not_whole = 'the reply says "done": false'
 
     def __init__(
         self, engine: Engine, *, turn: int = 0, path: str = "", limit: int | None = None
     ) -> None:
         super().__init__(engine, turn=turn, path=path, limit=limit, frames=Whole())
-
-    def feed(self, data: bytes) -> list[Chunk]:
-        """Nothing: the object is complete at the end of the body."""
-        try:
-            self._frames.feed(data)
-        except MalformedReply as error:
-            self._malformed(str(error))
-        return []
-
-    def eof(self) -> list[Chunk]:
-        """The whole reply, or a failure."""
-        out: list[Chunk] = []
-        if self.done or self.failure is not None:
-            return out
-        body = self._frames.eof() or b""
-        if not body.strip():
-            self.failure = self._truncated("the reply was empty")
-            return out
-        self._read(body, out)
-        if self.failure is None and not self.done:
-            self.failure = self._truncated('the reply says "done": false')
-        return out if self.failure is None else []
 
 
 class KeepsForm(Wrapper):

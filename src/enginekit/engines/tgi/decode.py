@@ -7,13 +7,12 @@ from typing import Any
 
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
-from enginekit.engines._decoder import ReplyDecoder
+from enginekit.engines._decoder import ReplyDecoder, WholeBody
 from enginekit.engines._json import parse_json
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines._required import bad_output
 from enginekit.engines._wrap import Inner, Wrapper
 from enginekit.engines.tgi.params import SLICE
-from enginekit.errors import MalformedReply
 from enginekit.types import Chunk, End, TokenLogprob, ToolCallDelta, Usage
 
 HALF = (
@@ -181,33 +180,13 @@ class GenerateDecoder(ReplyDecoder):
         self._complete(out)
 
 
-class GenerateWholeDecoder(GenerateDecoder):
+class GenerateWholeDecoder(WholeBody, GenerateDecoder):
     """`/generate`: one document, with the other sequences of `best_of` as further choices."""
+
+    _not_whole = "the reply is not whole"
 
     def __init__(self, engine: Engine, **more: Any) -> None:
         super().__init__(engine, frames=Whole(), **more)
-
-    def feed(self, data: bytes) -> list[Chunk]:
-        """Nothing: the document is complete at the end of the body."""
-        try:
-            self._frames.feed(data)
-        except MalformedReply as error:
-            self._malformed(str(error))
-        return []
-
-    def eof(self) -> list[Chunk]:
-        """The whole reply, or a failure."""
-        out: list[Chunk] = []
-        if self.done or self.failure is not None:
-            return out
-        body = self._frames.eof() or b""
-        if not body.strip():
-            self.failure = self._truncated("the reply was empty")
-            return out
-        self._read(body, out)
-        if self.failure is None and not self.done:
-            self.failure = self._truncated("the reply is not whole")
-        return out if self.failure is None else []
 
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
         value = parse_json(payload)

@@ -132,14 +132,7 @@ class TGI(OpenAIEngine):
         if name == "keep_alive":
             draft.omit(name, "the model is in memory as long as the server runs")
         elif name == "context_window":
-            window = self.facts.context_window if self.facts is not None else None
-            if window is None or window < value:
-                draft.refuse(
-                    name,
-                    f"the window is set at launch and is {window or 'unknown'}",
-                    hint=f"start the server with --max-total-tokens {value}",
-                )
-            draft.enter(name, "translated", note=f"the server's window is {window} already")
+            draft.window_of_launch(value, f"start the server with --max-total-tokens {value}")
         elif not isinstance(value, str):
             draft.refuse("lora", "an adapter is chosen by its name, and has no scale")
         elif "inputs" in draft.body:
