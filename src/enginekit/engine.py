@@ -64,6 +64,10 @@ class Budgets:
     between_tokens: float = 120.0
     whole_reply: float = 3600.0
 
+    def before_first(self, framing: Framing) -> float:
+        """Seconds until something of the reply must be there: the whole where nothing streams."""
+        return self.whole_reply if framing in ("json", "text") else self.first_token
+
     @classmethod
     def of(cls, timeout: float | Budgets | Mapping[str, float] | None) -> Budgets:
         """Budgets from what a user passes as `timeout`.
@@ -239,6 +243,7 @@ Operation: TypeAlias = Generator[Effect, Any, _T]
 _GUARDED = (
     "probe",
     "settle",
+    "warm",
     "ready",
     "models",
     "embed",
@@ -419,6 +424,15 @@ class Engine(ABC):
 
         Asked before the first use of a feature whose support is `server`; what is found is laid
         over the facts with `remember`. The default finds out nothing.
+        """
+        return
+        yield  # makes this a generator
+
+    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
+        """Have the server load what a request needs, where only the request itself would do so.
+
+        Asked before a request whose first token has less time than a load (`seconds`), so that
+        loading is not taken for slowness. Carries nothing of the prompt. The default does nothing.
         """
         return
         yield  # makes this a generator

@@ -271,3 +271,16 @@ def describe_choices(names: Sequence[str], wanted: str, count: int = 3) -> tuple
     lowered: Mapping[str, str] = {name.lower(): name for name in names}
     close = difflib.get_close_matches(wanted.lower(), list(lowered), n=count, cutoff=0.3)
     return tuple(lowered[name] for name in close)
+
+
+def nearest_models(models: Sequence[Sequence[str]], wanted: str, count: int = 3) -> tuple[str, ...]:
+    """The models nearest to `wanted`, best first, each by the one of its names that is nearest.
+
+    `models` holds the names of each model. When none is near, the first few by their first names.
+    """
+    owner = {name: number for number, names in reversed([*enumerate(models)]) for name in names}
+    near: dict[int, str] = {}
+    for name in describe_choices(tuple(owner), wanted, max(len(owner), 1)):
+        near.setdefault(owner[name], name)
+    found = near.values() if near else (names[0] for names in models if names)
+    return tuple(found)[:count]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
-from enginekit.engine import Budgets, Encoded, Engine, Open, Operation, Sleep
+from enginekit.engine import Budgets, Call, Encoded, Engine, Open, Operation, Sleep
 from enginekit.errors import (
     EngineError,
     EngineKitError,
@@ -20,7 +21,7 @@ from enginekit.errors import (
     Overloaded,
     Unreachable,
     Unsupported,
-    describe_choices,
+    nearest_models,
 )
 from enginekit.facts.engine import Capability, Feature
 from enginekit.types import (
@@ -161,10 +162,13 @@ def open_encoded(
 ) -> Operation[Any]:
     """As `open_reply`, for a request that is encoded already."""
     effect = Open(engine=engine, encoded=encoded, budgets=budgets)
+    hurried = budgets.before_first(encoded.call.framing) < budgets.load
     retries = 0
     waited = 0.0
     while True:
         try:
+            if hurried:
+                yield from engine.warm(encoded, budgets.load)
             return (yield effect)
         except EngineLoading as error:
             pause = min(0.1 + waited / 4, 2.0)
@@ -185,13 +189,18 @@ def open_encoded(
                 raise
             raise (yield from named_neighbours(engine, error)) from None
         except EngineKitError as error:
-            if not error.retryable or retries >= max_retries:
+            if not error.retryable or retries >= max_retries or _not_loaded(error):
                 raise
             wanted = backoff(retries, error)
             if wanted is None:
                 raise
             retries += 1
             yield Sleep(seconds=wanted)
+
+
+def _not_loaded(error: EngineKitError) -> bool:
+    """The whole budget for loading is gone: there is none for another try."""
+    return isinstance(error, EngineTimeout) and error.phase == "load"
 
 
 def backoff(retries: int, error: EngineKitError) -> float | None:
@@ -208,8 +217,7 @@ def named_neighbours(engine: Engine, error: ModelNotFound) -> Operation[ModelNot
         cards = yield from engine.models()
     except EngineKitError:
         return error
-    names = [name for card in cards for name in (card.id, *card.aliases)]
-    near = describe_choices(names, error.model) or tuple(names[:3])
+    near = nearest_models([(card.id, *card.aliases) for card in cards], error.model)
     if not near:
         return ModelNotFound(
             f"{error.message} (the server lists no model at all)",
@@ -233,7 +241,7 @@ def named_neighbours(engine: Engine, error: ModelNotFound) -> Operation[ModelNot
 
 
 def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[float]:
-    """Wait until the server could generate with `model`; returns the seconds slept.
+    """Wait until the server could generate with `model`; returns the seconds waited.
 
     A refused connection counts as not yet. Raises EngineTimeout (phase `load`) when the budget is
     gone, and at once what waiting cannot mend.
@@ -242,10 +250,11 @@ def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[flo
     last: EngineError | None = None
     while True:
         try:
-            if (yield from engine.ready(model)):
+            if (yield from _within(engine.ready(model), budgets.load - waited)):
                 return waited
         except (EngineLoading, Unreachable, EngineTimeout) as error:
             last = error
+            waited += error.budget if isinstance(error, EngineTimeout) else 0.0
         pause = min(0.05 + waited / 4, 2.0)
         if waited + pause > budgets.load:
             raise EngineTimeout(
@@ -258,6 +267,25 @@ def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[flo
             ) from last
         waited += pause
         yield Sleep(seconds=pause)
+
+
+def _within(operation: Operation[_T], seconds: float) -> Operation[_T]:
+    """The same operation, but that no call of it may take longer than `seconds`."""
+    step, sent = operation.send, None
+    while True:
+        try:
+            effect = step(sent)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        if isinstance(effect, Call) and effect.timeout > seconds:
+            effect = replace(effect, timeout=seconds)
+        try:
+            step, sent = operation.send, (yield effect)
+        except GeneratorExit:
+            operation.close()
+            raise
+        except BaseException as error:
+            step, sent = operation.throw, error
 
 
 class Folder:

@@ -89,6 +89,7 @@ def attempt(
         server.always(stored.but(cut=cut, fault=fault, framing="chunked"))
         engine = engine_at(name, server.url)
         budgets = Budgets(
+            load=PATIENCE,  # no longer than the rest: nobody asks for a load apart
             first_token=PATIENCE if fault == "silence" else 30.0,
             between_tokens=PATIENCE if fault == "silence" else 30.0,
         )

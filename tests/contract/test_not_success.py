@@ -74,7 +74,7 @@ def ask(
         engine_at(name, url),
         request,
         stream=streamed(recording),
-        budgets=Budgets(first_token=30, between_tokens=30, whole_reply=30),
+        budgets=Budgets(load=30, first_token=30, between_tokens=30, whole_reply=30),
         max_retries=max_retries,
     )
     stream = driver.run(opening)

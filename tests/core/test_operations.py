@@ -18,6 +18,7 @@ from enginekit.errors import (
     Overloaded,
     Unreachable,
     Unsupported,
+    nearest_models,
 )
 from enginekit.facts.engine import EngineProfile, ModelCard, ServerFacts
 from enginekit.fallback import open_first
@@ -154,6 +155,29 @@ def test_a_wrong_model_name_brings_the_nearest_names(engine):
         )
     assert caught.value.near[:2] == ("llama3", "llama3.1")
     assert "nearest: llama3" in str(caught.value)
+
+
+def test_a_model_of_two_names_is_named_once_by_the_nearer():
+    models = [("x:latest", "x"), ("/models/big.gguf", "big"), ("y:7b",), ()]
+    assert nearest_models(models, "xx")[0] == "x"
+    assert nearest_models(models, "x:lates")[0] == "x:latest"
+    assert nearest_models(models, "bigg") == ("big",)
+    assert nearest_models(models, "????") == ("x:latest", "/models/big.gguf", "y:7b")
+    assert nearest_models([], "x") == ()
+
+
+def test_waiting_counts_the_time_that_calls_took_and_gives_none_more_than_is_left(engine):
+    """A server that answers nothing takes the budget once, not once per question."""
+    operation = wait_ready(engine, "m", budgets=Budgets(load=15.0))
+    given = [next(operation).timeout]
+    pause = operation.throw(EngineTimeout("no reply", phase="whole reply", budget=given[0]))
+    assert isinstance(pause, Sleep)
+    given.append(operation.send(None).timeout)
+    assert given[0] == 10.0
+    assert 0 < given[1] <= 5.0
+    with pytest.raises(EngineTimeout, match="was not ready") as caught:
+        operation.throw(EngineTimeout("no reply", phase="whole reply", budget=given[1]))
+    assert caught.value.phase == "load"
 
 
 def test_wait_ready_takes_refused_for_not_yet(engine):

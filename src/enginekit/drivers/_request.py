@@ -153,6 +153,5 @@ def _seconds_until(value: str) -> float | None:
 
 def first_wait(call: Call, budgets: Budgets) -> tuple[Phase, float]:
     """Which budget the wait for the first chunk has: the whole reply's where nothing streams."""
-    if call.framing in ("json", "text"):
-        return "whole reply", budgets.whole_reply
-    return "first token", budgets.first_token
+    phase: Phase = "whole reply" if call.framing in ("json", "text") else "first token"
+    return phase, budgets.before_first(call.framing)

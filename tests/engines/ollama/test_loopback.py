@@ -99,7 +99,8 @@ def ask(
     retries: int = 0,
     **budgets: float,
 ) -> Reply:
-    budget = Budgets(**({"first_token": 10.0, "between_tokens": 10.0} | budgets))
+    # As long for a load as for the first token: no load is asked for apart (test_warm.py does).
+    budget = Budgets(**({"load": 10.0, "first_token": 10.0, "between_tokens": 10.0} | budgets))
     opened = driver.run(
         open_reply(engine, request, stream=stream, budgets=budget, max_retries=retries)
     )

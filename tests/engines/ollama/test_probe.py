@@ -259,7 +259,8 @@ def test_ready_names_the_nearest_models():
     answers = server(NOTHING, **{"POST /api/generate": rec("n_unload_missing")})
     with pytest.raises(ModelNotFound) as caught:
         play(Ollama(TARGET).ready("lama3.1"), answers)
-    assert caught.value.near[0].startswith("llama3.1")
+    assert caught.value.near[0] == "llama3.1"
+    assert "llama3.1:latest" not in caught.value.near, "a model is named once"
     assert "ollama pull" in (caught.value.hint or "")
 
 

@@ -23,12 +23,14 @@ from enginekit.engines.ollama.probe import (
 )
 from enginekit.engines.ollama.profile import PROFILE, SCALARS
 from enginekit.errors import (
+    BadRequest,
     ContextOverflow,
     EngineKitError,
+    EngineTimeout,
     MalformedReply,
     ModelNotFound,
     Unsupported,
-    describe_choices,
+    nearest_models,
 )
 from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
 from enginekit.types import (
@@ -163,6 +165,38 @@ class Ollama(Engine):
         if not is_cloud(model):
             yield from self.load(model)
         return True
+
+    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
+        """An empty request with the options of the real one: the runner it needs is loaded.
+
+        When it is loaded already this takes milliseconds. Raises EngineTimeout (phase `load`), and
+        why loading failed; what the real request will be told as well is left to it.
+        """
+        asked = encoded.call.json
+        if is_cloud(asked["model"]):
+            return
+        body: dict[str, Any] = {"model": asked["model"], "shift": False, "stream": False}
+        if asked.get("options"):
+            body["options"] = asked["options"]
+        keep = asked.get("keep_alive")
+        if isinstance(keep, int | float) and keep:  # 0 would unload it
+            body["keep_alive"] = keep
+        try:
+            yield from self._ask("POST", "/api/generate", body, timeout=seconds)
+        except EngineTimeout as error:
+            if error.phase == "connect":
+                raise
+            raise EngineTimeout(
+                f"{self.name} at {self.target.base_url} had not loaded {asked['model']!r} after "
+                f"{seconds:g} s",
+                hint=f"raise the load budget: timeout={{'load': {max(seconds * 2, 1):g}}}",
+                engine=self.name,
+                url=self.target.base_url,
+                phase="load",
+                budget=seconds,
+            ) from error
+        except (BadRequest, MalformedReply, Unsupported):
+            return
 
     def models(self) -> Operation[tuple[ModelCard, ...]]:
         """The installed models, those loaded marked."""
@@ -310,8 +344,7 @@ class Ollama(Engine):
 
     def _with_neighbours(self, error: ModelNotFound, model: str) -> Operation[ModelNotFound]:
         cards = yield from self.models()
-        names = [name for one in cards for name in (one.id, *one.aliases)]
-        near = describe_choices(names, model) or tuple(names[:3])
+        near = nearest_models([(one.id, *one.aliases) for one in cards], model)
         listed = f"; nearest: {', '.join(near)}" if near else "; it has no model at all"
         return ModelNotFound(
             f"{self.name} at {self.target.base_url} has no model {model!r}{listed}",

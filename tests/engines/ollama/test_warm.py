@@ -1,0 +1,132 @@
+"""Loading has a budget of its own: an empty request goes first where the first token has less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from enginekit.engine import Budgets, Target
+from enginekit.engines.ollama import Ollama
+from enginekit.errors import BadRequest, EngineFault, EngineTimeout, ModelNotFound
+from enginekit.operations import Folder, open_reply
+from enginekit.types import UNSET, ChatRequest, CompletionRequest, Message, Reply, Sampling
+from tests.drivers.toy import Driver, drivers
+from tests.engines.ollama.test_loopback import recorded
+from tests.support.server import Server, json_reply
+
+LOAD, CHAT = "POST /api/generate", "POST /api/chat"
+HURRIED = Budgets(load=20.0, first_token=10.0)
+
+
+@pytest.fixture(params=["sync", "async"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    yield from drivers(request.param)
+
+
+@pytest.fixture
+def server(server: Server) -> Server:
+    server.on("/api/generate", recorded("n_load_generate"))
+    server.on("/api/chat", recorded("n_chat_stream"))
+    server.on("/api/tags", recorded("n_tags"))
+    server.on("/api/ps", recorded("n_ps"))
+    return server
+
+
+def chat(model: str = "llama3.1", **more: Any) -> ChatRequest:
+    return ChatRequest(model=model, messages=(Message(role="user", content="Say hi."),), **more)
+
+
+def ask(
+    driver: Driver,
+    server: Server,
+    request: ChatRequest | CompletionRequest,
+    budgets: Budgets,
+    **more: Any,
+) -> Reply:
+    engine = Ollama(Target(base_url=server.url))
+    opened = driver.run(open_reply(engine, request, stream=True, budgets=budgets, **more))
+    folder = Folder()
+    for chunk in driver.read(opened):
+        folder.add(chunk)
+    return folder.reply(opened.receipt)
+
+
+def test_a_hurried_request_has_its_model_loaded_first(driver, server):
+    """By the options of the request itself: another window would load the model again."""
+    request = chat(context_window=2048, keep_alive=60, sampling=Sampling(temperature=0.0))
+    assert ask(driver, server, request, HURRIED).text
+    assert server.paths() == [LOAD, CHAT]
+    load, real = (seen.json for seen in server.requests)
+    assert load == {
+        "model": "llama3.1",
+        "shift": False,
+        "stream": False,
+        "options": real["options"],
+        "keep_alive": 60,
+    }
+    assert load["options"]["num_ctx"] == 2048
+    assert real["messages"], "the prompt goes with the request only"
+
+
+def test_a_completion_is_no_different(driver, server):
+    server.on("/api/generate", recorded("n_load_generate"), recorded("n_generate_stream"))
+    reply = ask(driver, server, CompletionRequest(model="llama3.1", prompt="Once"), HURRIED)
+    assert reply.text
+    load, real = (seen.json for seen in server.requests)
+    assert "prompt" not in load
+    assert real["prompt"] == "Once"
+
+
+@pytest.mark.parametrize("first", [20.0, 600.0])
+def test_nothing_more_is_asked_when_the_first_token_may_take_as_long(driver, server, first):
+    ask(driver, server, chat(), Budgets(load=20.0, first_token=first))
+    assert server.paths() == [CHAT]
+
+
+def test_a_load_that_takes_too_long_is_said_to_be_one(driver, server):
+    """And is not asked for again: the whole budget is gone."""
+    server.on("/api/generate", recorded("n_load_generate", cut=0, fault="silence"))
+    with pytest.raises(EngineTimeout, match=r"not loaded 'llama3\.1' after 0\.2 s") as caught:
+        ask(driver, server, chat(), Budgets(load=0.2, first_token=0.1), max_retries=2)
+    assert (caught.value.phase, caught.value.budget) == ("load", 0.2)
+    assert "'load'" in (caught.value.hint or "")
+    assert server.paths() == [LOAD], "no prompt was sent"
+
+
+def test_a_model_that_is_not_there_gets_no_prompt(driver, server):
+    server.on("/api/generate", recorded("n_unload_missing"))
+    with pytest.raises(ModelNotFound) as caught:
+        ask(driver, server, chat("nope"), HURRIED)
+    assert caught.value.near
+    assert CHAT not in server.paths()
+
+
+def test_why_loading_failed_is_said_at_once(driver, server):
+    server.on("/api/generate", recorded("broken/n_generate"))
+    with pytest.raises(EngineFault, match=r"output_norm\.weight"):
+        ask(driver, server, chat("broken"), HURRIED, max_retries=2)
+    assert server.paths() == [LOAD]
+
+
+@pytest.mark.parametrize("keep", [0, UNSET])
+def test_what_is_loaded_for_one_request_is_not_unloaded_before_it(driver, server, keep):
+    """`keep_alive: 0` on an empty request means to unload."""
+    ask(driver, server, chat(keep_alive=keep), HURRIED)
+    assert server.paths() == [LOAD, CHAT]
+    assert "keep_alive" not in server.requests[0].json
+
+
+def test_a_cloud_model_is_loaded_elsewhere(driver, server):
+    ask(driver, server, chat("gpt-oss:20b-cloud"), HURRIED)
+    assert server.paths() == [CHAT]
+
+
+def test_what_the_request_itself_will_be_told_is_left_to_it(driver, server):
+    refusal = json_reply({"error": 'option "num_ctx" must be of type integer'}, 400)
+    server.on("/api/generate", refusal)
+    server.on("/api/chat", refusal)
+    with pytest.raises(BadRequest, match="num_ctx"):
+        ask(driver, server, chat(), HURRIED)
+    assert server.paths() == [LOAD, CHAT]
