@@ -110,6 +110,8 @@ class Target:
         client_cert: PEM file with certificate and key to present.
         verify: False accepts any certificate.
         proxy: UNSET-like `None` lets the environment decide; `""` forbids a proxy.
+        connect: seconds to connect within, for whatever is asked of the server beside the replies,
+            whose budgets say it themselves.
     """
 
     base_url: str
@@ -118,6 +120,7 @@ class Target:
     client_cert: str | None = None
     verify: bool = True
     proxy: str | None = None
+    connect: float = Budgets().connect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from enginekit.engine import Operation
@@ -15,6 +17,7 @@ from enginekit.errors import (
     EngineTimeout,
     ModelFileError,
     NoEngine,
+    Unreachable,
     Unsupported,
 )
 
@@ -24,9 +27,81 @@ FINAL: tuple[type[EngineKitError], ...] = (BadRequest, ConfigError, ModelFileErr
 """What another engine would not mend: the request or the settings are wrong. A prompt that does not
 fit is not among it: another engine may have more room."""
 
+COOLDOWN = 30.0
+"""Seconds for which an engine of a list is passed over once it let a call wait in vain."""
+LONG = 1.0
+"""Seconds after which a connection that failed counts as waited for. One that is refused at once
+costs nothing to try, so it is tried by every call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    at: float
+    until: float
+    error: str
+
+
+class Resting:
+    """Which engines of a list rest, because a call waited for them in vain.
+
+    A call passes over one that rests and comes to it last, when nobody else could answer. When the
+    rest is over one call tries it, while the others still pass it over; an answer of any kind ends
+    the rest, another wait in vain begins a new one. One list has one of these; threads may share it.
+
+    Args:
+        seconds: how long a rest is; 0 lets every call wait for every engine.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, seconds: float = COOLDOWN, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self._rests: dict[int, _Rest] = {}
+
+    def why(self, number: int) -> str | None:
+        """Why this engine is to be passed over now, or None to ask it."""
+        rest = self._rests.get(number)
+        if rest is None:
+            return None
+        now = self.clock()
+        if now >= rest.until:
+            # The caller is the one that tries; it may be cancelled, so even this claim ends.
+            self._rests[number] = _Rest(rest.at, now + self.seconds, rest.error)
+            return None
+        return (
+            f"not asked, because it did not answer {now - rest.at:.0f} s ago ({rest.error}); "
+            f"asked again in {rest.until - now:.0f} s (cooldown={self.seconds:g})"
+        )
+
+    def watched(self, number: int, operation: Operation[_T]) -> Operation[_T]:
+        """Run an operation on this engine, and learn from its outcome."""
+        begin = self.clock()
+        try:
+            outcome = yield from operation
+        except EngineKitError as error:
+            self._failed(number, error, begin)
+            raise
+        self._rests.pop(number, None)
+        return outcome
+
+    def _failed(self, number: int, error: EngineKitError, begin: float) -> None:
+        now = self.clock()
+        if isinstance(error, EngineTimeout):
+            silent = error.phase != "load"
+        else:
+            silent = isinstance(error, Unreachable) and now - begin >= LONG
+        if silent and self.seconds > 0:
+            self._rests[number] = _Rest(now, now + self.seconds, error.message)
+        elif not isinstance(error, (Unsupported, ConfigError)):  # those say nothing of the server
+            self._rests.pop(number, None)
+
 
 def open_first(
-    names: Sequence[str], open_on: Callable[[int, bool], Operation[Any]]
+    names: Sequence[str],
+    open_on: Callable[[int, bool], Operation[Any]],
+    resting: Resting | None = None,
 ) -> Operation[Any]:
     """Open the reply on the first of the named engines that takes it.
 
@@ -34,38 +109,50 @@ def open_first(
     that is loading. An engine that cannot do this very call (Unsupported, raised before anything is
     sent), whose window is too small, that is not there, overloaded, too slow or broken before its
     first token is passed over at once while there is another to ask; the receipt of the one that
-    answers says which and why. Those found loading are waited for when nobody else could answer.
+    answers says which and why. Those found loading are waited for when nobody else could answer, and
+    those that rest are asked only then.
 
     Raises at once what another engine would not mend. When none could answer, one error that names
     each: ContextOverflow when some engine said it (a shorter prompt would be answered), Unsupported
     when all did, else NoEngine. The last error is the cause.
     """
-    stream, passed = yield from first(names, open_on)
+    stream, passed = yield from first(names, open_on, resting)
     stream.receipt.passed_over.extend(passed)
     stream.receipt.notes.extend(f"passed over {line}" for line in passed)
     return stream
 
 
 def first(
-    names: Sequence[str], run_on: Callable[[int, bool], Operation[_T]]
+    names: Sequence[str],
+    run_on: Callable[[int, bool], Operation[_T]],
+    resting: Resting | None = None,
 ) -> Operation[tuple[_T, list[str]]]:
     """What the first of the named engines makes of an operation, and who was passed over and why.
 
     As `open_first`, for operations without a receipt.
     """
+    resting = resting or Resting(0.0)
+    rests = {n: why for n in range(len(names)) if (why := resting.why(n)) is not None}
+    if len(rests) == len(names):
+        rests = {}  # nobody is better than another: ask as if nobody rested
     failures: dict[int, EngineKitError] = {}
     loading: list[int] = []
-    for number in range(len(names)):
-        patient = number == len(names) - 1 and not loading
+    fresh = [number for number in range(len(names)) if number not in rests]
+    for number in (*fresh, *rests):
+        patient = number == fresh[-1] and not loading
+        others: dict[int, object] = {**rests, **failures}
+        others.pop(number, None)
         try:
-            return (yield from run_on(number, patient)), _lines(names, failures)
+            done = yield from resting.watched(number, run_on(number, patient))
         except EngineKitError as error:
             if _final(error):
-                _note(error, _lines(names, failures))
+                _note(error, _lines(names, others))
                 raise
             failures[number] = error
             if _loads(error) and not patient:
                 loading.append(number)
+        else:
+            return done, _lines(names, others)
     for number in loading:
         others = {key: failures[key] for key in failures if key != number}
         try:
@@ -112,8 +199,8 @@ def _loads(error: EngineKitError) -> bool:
     )
 
 
-def _lines(names: Sequence[str], failures: Mapping[int, EngineKitError]) -> list[str]:
-    return [f"{names[number]}: {error}" for number, error in sorted(failures.items())]
+def _lines(names: Sequence[str], reasons: Mapping[int, object]) -> list[str]:
+    return [f"{names[number]}: {reasons[number]}" for number in sorted(reasons)]
 
 
 def _note(error: EngineKitError, lines: Sequence[str]) -> None:

@@ -185,6 +185,7 @@ class Server:
         keep_alive_requests: close a connection, unannounced, after this many requests.
         keep_alive_seconds: close a connection, unannounced, when idle for so long.
         host: the loopback address to listen on.
+        port: the port; 0 takes a free one.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class Server:
         keep_alive_requests: int | None = None,
         keep_alive_seconds: float | None = None,
         host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.requests: list[Seen] = []
         self.connections = 0
@@ -218,7 +220,7 @@ class Server:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listener = socket.socket(family, socket.SOCK_STREAM)
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind((host, 0))
+            self._listener.bind((host, port))
             self.port: int = self._listener.getsockname()[1]
             name = f"[{host}]" if ":" in host else host
             self.url = f"{'https' if tls else 'http'}://{name}:{self.port}"

@@ -28,6 +28,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "api_key": str,
     "timeout": (float, dict),
     "max_retries": int,
+    "cooldown": float,
     "lossy": str,
     "defaults": str,
     "context": int,
@@ -92,7 +93,7 @@ def unknown_setting(
     )
 
 
-_LEAST: Mapping[str, int] = {"context": 1, "slots": 1, "max_retries": 0}
+_LEAST: Mapping[str, int] = {"context": 1, "slots": 1, "max_retries": 0, "cooldown": 0}
 
 
 def parsed(text: str, kind: Any, variable: str) -> Any:

@@ -23,9 +23,6 @@ MAX_ANSWER = 512 * 1024 * 1024
 RETURN_WAIT = 0.25
 """Seconds a finished reply's connection may take to reach the end of its body and be kept."""
 
-CONNECT = Budgets().connect
-"""Seconds to connect within, for a whole answer."""
-
 _write_json = json.JSONEncoder(allow_nan=False).encode
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

@@ -30,7 +30,6 @@ from enginekit.drivers._async_stream import AsyncStream
 from enginekit.drivers._gather import late, release
 from enginekit.drivers._reading import inflated
 from enginekit.drivers._request import (
-    CONNECT,
     MAX_ANSWER,
     first_wait,
     prepare,
@@ -150,7 +149,7 @@ class AsyncDriver:
     async def _call(self, call: Call) -> Answer:
         request = prepare(call)
         sessions = await self._loops.current()
-        attempt = Attempt(call, request, "", "whole reply", call.timeout, CONNECT)
+        attempt = Attempt(call, request, "", "whole reply", call.timeout, call.target.connect)
         async with Within(attempt), sessions.slots:
             response = await attempt.send(sessions)
             try:

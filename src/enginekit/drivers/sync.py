@@ -21,7 +21,6 @@ from enginekit.drivers import _gather
 from enginekit.drivers._pool import Pool
 from enginekit.drivers._reading import inflated
 from enginekit.drivers._request import (
-    CONNECT,
     MAX_ANSWER,
     MAX_REFUSAL,
     REFUSAL_WAIT,
@@ -126,7 +125,7 @@ class SyncDriver:
     def _call(self, call: Call, until: _gather.Until | None) -> Answer:
         budget = call.timeout if until is None else min(call.timeout, until.left)
         request = prepare(call)
-        attempt = Attempt(call, request, "", "whole reply", budget, CONNECT)
+        attempt = Attempt(call, request, "", "whole reply", budget, call.target.connect)
         link, answer = attempt.send(self._pool)
         try:
             if 300 <= answer.status < 400:

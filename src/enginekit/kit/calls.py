@@ -25,10 +25,11 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.facts.engine import Feature, ServerFacts
-from enginekit.fallback import first, none_could, open_first
+from enginekit.fallback import COOLDOWN, Resting, first, none_could, open_first
 from enginekit.kit import embedded, images
 from enginekit.kit.route import (
     Route,
+    budgets_of,
     explained,
     forget_route,
     keep_facts,
@@ -68,6 +69,7 @@ class Calls:
         self._names: list[str | None] = []
         self._budgets: Budgets | None = None
         self._retries = DEFAULT_RETRIES
+        self.resting = Resting()
         self._looked = False
         self._lock = threading.Lock()
         self._loop_locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -85,12 +87,7 @@ class Calls:
     def budgets(self) -> Budgets:
         """How long each wait may take."""
         if self._budgets is None:
-            try:
-                self._budgets = Budgets.of(self.config.value("timeout"))
-            except ValueError as error:
-                setting = self.config.find("timeout")
-                place = setting.where if setting else "timeout"
-                raise ConfigError(f"{place}: {error}") from error
+            self._budgets = budgets_of(self.config)
         return self._budgets
 
     # -- operations -------------------------------------------------------------------------
@@ -105,7 +102,8 @@ class Calls:
         self._prepare()
         for number in range(len(self._names)):
             try:
-                yield from self._route(number, None, patient=not self._lists)
+                route = self._route(number, None, patient=not self._lists)
+                yield from self.resting.watched(number, route)
                 break
             except EngineKitError as error:
                 if not self._lists or isinstance(error, ConfigError):
@@ -116,6 +114,7 @@ class Calls:
         if self._names:
             return
         self._retries = self.config.value("max_retries", DEFAULT_RETRIES)
+        self.resting.seconds = self.config.value("cooldown", COOLDOWN)
         listed = configuration.split_engines(self.config.value("engine", ""))
         for name in listed:
             if name not in self.config.custom_engines():
@@ -170,6 +169,7 @@ class Calls:
         return open_first(
             [str(name) for name in self._names],
             lambda number, patient: self._open_on(number, request, stream, patient=patient),
+            self.resting,
         )
 
     def _open_on(
@@ -229,7 +229,8 @@ class Calls:
         failures: list[EngineKitError] = []
         for number in range(len(self._names)):
             try:
-                route = yield from self._route(number, None, patient=not self._lists)
+                looked = self._route(number, None, patient=not self._lists)
+                route = yield from self.resting.watched(number, looked)
                 if route.engine.facts is None:
                     route.engine.facts = yield from route.engine.probe()
                 found.append(route.engine.facts)
@@ -290,7 +291,7 @@ class Calls:
 
         if not self._lists:
             return (yield from on(0, True))
-        found, _ = yield from first([str(name) for name in self._names], on)
+        found, _ = yield from first([str(name) for name in self._names], on, self.resting)
         return found
 
 

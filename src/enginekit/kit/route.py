@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from enginekit import registry
 from enginekit.config import Config, Setting
-from enginekit.engine import Blocking, Engine, Operation, Sleep, Target
+from enginekit.engine import Blocking, Budgets, Engine, Operation, Sleep, Target
 from enginekit.errors import (
     ConfigError,
     ContextOverflow,
@@ -55,6 +55,16 @@ def address_of(config: Config, engine: str) -> str:
         like = str(table["like"].value) if "like" in table else engine
         url = _default_url(registry.engine_class(like), engine)
     return clean_url(str(url.value), url.where)
+
+
+def budgets_of(config: Config) -> Budgets:
+    """How long each wait may take. Raises ConfigError for a timeout that is none."""
+    try:
+        return Budgets.of(config.value("timeout"))
+    except ValueError as error:
+        setting = config.find("timeout")
+        place = setting.where if setting else "timeout"
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def forget_facts() -> None:
@@ -394,7 +404,9 @@ def target_for(config: Config, engine: str, url: Setting) -> Target:
             tls[name] = setting.value
             if key is not None and headers:
                 config.check_way(key, setting, origin_of(base))
-    return replace(Target(base_url=base, headers=headers), **tls)
+    return replace(
+        Target(base_url=base, headers=headers, connect=budgets_of(config).connect), **tls
+    )
 
 
 def origin_of(url: str) -> str:

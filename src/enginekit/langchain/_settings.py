@@ -88,6 +88,8 @@ class Connection(BaseModel):
     """Seconds, or budgets by name: connect, load, first_token, between_tokens, whole_reply."""
     max_retries: int | None = None
     """Repeats of a request that may succeed when sent again, before the first token only."""
+    cooldown: float | None = None
+    """Seconds for which an engine of a list is not asked once it let a call wait in vain; 30."""
     lossy: Literal["warn", "error"] | None = None
     """What happens to tuning that the engine does not have: a warning (default), or an error."""
     defaults: Literal["server", "pinned"] | None = None

@@ -142,6 +142,11 @@ class Connection(BaseModel):
         description="Repeats of a request that may succeed when sent again, before the first token "
         "only.",
     )
+    cooldown: float | None = Field(
+        default=None,
+        description="Seconds for which an engine of a list is not asked once it let a call wait in "
+        "vain; 30.",
+    )
     lossy: Literal["warn", "error"] | None = Field(
         default=None,
         description="What happens to tuning that the engine does not have: a warning (default) or "
