@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from enginekit.kit.keywords import CHAT_FIELDS, SAMPLING
 from enginekit.langchain import EngineKitChat
 from enginekit.langchain._errors import TABLE
-from enginekit.langchain._request import REQUEST_FIELDS, SAMPLING
 from tests.contract.conftest import Place, place
 from tests.standard.conftest import embedding_place
 from tests.support.scripted import GREETING
@@ -68,7 +68,7 @@ def test_the_program_that_embeds_runs(
 def test_every_setting_is_on_the_page() -> None:
     missing = [
         name
-        for name in (*SAMPLING, *REQUEST_FIELDS)
+        for name in (*SAMPLING, *CHAT_FIELDS)
         if f"`{name}`" not in PAGE and name.removeprefix("mirostat") not in ("_tau", "_eta")
     ]
     assert missing == []

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from enginekit import config
 from enginekit.errors import ConfigError, UnknownSetting
+from enginekit.kit.keywords import CHAT_FIELDS, SAMPLING
 from enginekit.langchain import (
     ChatEngineKit,
     EngineKitChat,
@@ -23,7 +24,6 @@ from enginekit.langchain import (
     EngineKitLLM,
     EngineKitRerank,
 )
-from enginekit.langchain._request import REQUEST_FIELDS, SAMPLING
 
 CLASSES = [EngineKitChat, EngineKitLLM, EngineKitEmbeddings, EngineKitRerank]
 
@@ -34,7 +34,7 @@ def test_every_setting_of_the_configuration_is_a_field(cls: Any) -> None:
 
 
 def test_every_sampling_and_request_field_is_a_field() -> None:
-    assert set(SAMPLING) | set(REQUEST_FIELDS) <= set(EngineKitChat.model_fields)
+    assert set(SAMPLING) | set(CHAT_FIELDS) <= set(EngineKitChat.model_fields)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

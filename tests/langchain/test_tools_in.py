@@ -10,13 +10,12 @@ import pytest
 from langchain_core.tools import tool
 
 from enginekit.errors import ConfigError
+from enginekit.kit.formats import schema_name, to_tool_choice
 from enginekit.langchain._tools import (
     openai_tool,
     openai_tool_choice,
-    schema_name,
     schema_of,
     to_constraint,
-    to_tool_choice,
     to_tools,
 )
 from enginekit.types import Constraint, ToolChoice

@@ -26,8 +26,9 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
 from enginekit.errors import ConfigError, Unsupported
+from enginekit.kit.formats import to_tool_choice
 from enginekit.llama_index._messages import to_messages
-from enginekit.llama_index._tools import openai_tool, to_constraint, to_tool_choice, to_tools
+from enginekit.llama_index._tools import openai_tool, to_constraint, to_tools
 from enginekit.types import (
     AudioPart,
     Constraint,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 from enginekit import config
@@ -46,6 +47,24 @@ class State:
         return isinstance(other, State)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def new_state() -> State:
+    """The state of an instance that is constructed."""
+    _load_drivers()
+    return State()
+
+
+@cache
+def _load_drivers() -> None:
+    """Import what talks to servers: a tenth of a second, most of it aiohttp.
+
+    The first construction of a process pays it, at start-up. Left to the first call, it would hold
+    up the event loop, and with it every other call that begins at the same moment.
+    """
+    from enginekit.drivers import async_, sync
+
+    del async_, sync
 
 
 _lock = threading.Lock()

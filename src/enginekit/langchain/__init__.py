@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from enginekit.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from enginekit.kit.instance import OmittedSetting as OmittedSetting
     from enginekit.langchain._register import register as register
-    from enginekit.langchain._settings import OmittedSetting as OmittedSetting
     from enginekit.langchain._tokens import TokenCount as TokenCount
     from enginekit.langchain.chat import ChatEngineKit as ChatEngineKit
     from enginekit.langchain.chat import EngineKitChat as EngineKitChat
@@ -26,7 +26,7 @@ _PUBLIC = {
     "EngineKitEmbeddings": "enginekit.langchain.embeddings",
     "EngineKitLLM": "enginekit.langchain.completion",
     "EngineKitRerank": "enginekit.langchain.rerank",
-    "OmittedSetting": "enginekit.langchain._settings",
+    "OmittedSetting": "enginekit.kit.instance",
     "TokenCount": "enginekit.langchain._tokens",
     "register": "enginekit.langchain._register",
 }

@@ -1,16 +1,14 @@
-"""Where a keyword's value came from, and what a keyword that does not exist may have meant."""
+"""Where a setting's value came from, and what keywords of other libraries mean here."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from difflib import SequenceMatcher
 from typing import Any
 
 from pydantic import SecretStr, ValidatorFunctionWrapHandler, WrapValidator
 
 from enginekit import config
-from enginekit.errors import UnknownSetting, describe_choices
 
 FOREIGN: Mapping[str, str] = {
     "num_ctx": "context_window",
@@ -62,10 +60,6 @@ class EnvSecret(SecretStr):
     """A key read from the environment."""
 
 
-LIKE = 0.6
-"""How alike two names must be, from 0 to 1, for one to be a slip of the other."""
-
-
 def _kept(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     # Frameworks rebuild a model from its attributes; what came from the environment must stay so.
     return value if isinstance(value, (EnvText, EnvSecret)) else handler(value)
@@ -89,25 +83,3 @@ def key_from_environment() -> EnvSecret | None:
     """A default factory that reads `ENGINEKIT_API_KEY`."""
     value = os.environ.get(config.PREFIX + "API_KEY")
     return EnvSecret(value) if value else None
-
-
-def unknown(name: str, known: Mapping[str, Any] | tuple[str, ...], where: str) -> UnknownSetting:
-    """The error for a keyword that does not exist; knows what other libraries call ours."""
-    near = _nearest(name, known)
-    hint = None if near else "a field of the engine's own wire format goes into engine_options={…}"
-    return UnknownSetting(
-        f"{where} does not know {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        hint=NEEDLESS.get(name, hint),
-        name=name,
-        near=near,
-    )
-
-
-def _nearest(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
-    meant = FOREIGN.get(name)
-    if meant is not None and meant in known:
-        return (meant,)
-    if name in NEEDLESS:
-        return ()
-    near = describe_choices(tuple(known), name, 1)
-    return near if near and SequenceMatcher(None, name, near[0]).ratio() >= LIKE else ()

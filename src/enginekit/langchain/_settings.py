@@ -7,27 +7,25 @@ taken from the environment show as attributes but are not handed on as arguments
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from enginekit import config
-from enginekit.errors import ConfigError, EngineKitError
-from enginekit.kit.client import Client
+from enginekit.errors import EngineKitError
+from enginekit.kit.instance import Instance, State, new_state
+from enginekit.kit.keywords import listed_engines, settle, unknown
 from enginekit.langchain._errors import dual
 from enginekit.langchain._keywords import (
+    FOREIGN,
+    NEEDLESS,
     EnvSecret,
     EnvText,
     from_environment,
     kept,
     key_from_environment,
-    unknown,
 )
 from enginekit.langchain._profile import Profile
-from enginekit.types import Receipt
 
 
 def reraise(error: EngineKitError) -> NoReturn:
@@ -38,38 +36,7 @@ def reraise(error: EngineKitError) -> NoReturn:
     raise double from error.__cause__
 
 
-class State:
-    """What an instance has learned. A copy of the instance starts with an empty one."""
-
-    __slots__ = ("client", "defaults", "lossy", "memo", "warned")
-
-    def __init__(self) -> None:
-        self.client: Client | None = None
-        self.lossy: Literal["warn", "error"] = "warn"
-        self.defaults: Literal["server", "pinned"] = "server"
-        self.warned: set[str] = set()
-        self.memo: dict[str, Any] = {}
-
-    def __copy__(self) -> State:
-        return State()
-
-    def __deepcopy__(self, memo: Any) -> State:
-        return State()
-
-    def __reduce__(self) -> tuple[type[State], tuple[()]]:
-        return State, ()
-
-    def __eq__(self, other: object) -> bool:
-        # Two instances are equal when their settings are, whatever they have learned.
-        return isinstance(other, State)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-_lock = threading.Lock()
-
-
-class Connection(BaseModel):
+class Connection(Instance, BaseModel):
     """Settings that say which engine and model, by argument, environment, file or discovery."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
@@ -115,11 +82,7 @@ class Connection(BaseModel):
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Fields of the engine's own wire format, sent as they are."""
 
-    _state: State = PrivateAttr(default_factory=State)
-
-    _client_fields: ClassVar[tuple[str, ...]] = tuple(
-        name for name in config.KEYS if name != "embed_model"
-    )
+    _state: State = PrivateAttr(default_factory=new_state)
 
     @model_validator(mode="before")
     @classmethod
@@ -133,25 +96,12 @@ class Connection(BaseModel):
             return values
         values = dict(values)
         if "model_name" in values:
-            name = values.pop("model_name")
-            if values.setdefault("model", name) != name:
-                raise ConfigError(f"model={values['model']!r} and model_name={name!r} disagree")
-        listed = values.pop("engines", None)
-        if listed is None and isinstance(values.get("engine"), (list, tuple)):
-            listed = values.pop("engine")
-        if listed is not None:
-            joined = listed if isinstance(listed, str) else ",".join(listed)
-            if values.setdefault("engine", joined) != joined:
-                raise ConfigError(f"engine={values['engine']!r} and engines={listed!r} disagree")
+            settle(values, "model", values.pop("model_name"), "model_name")
+        listed_engines(values)
         for name in values:
             if name not in known:
-                raise unknown(name, tuple(known), f"{cls.__name__}(...)")
+                raise unknown(name, known, f"{cls.__name__}(...)", FOREIGN, NEEDLESS)
         return values
-
-    def __copy__(self) -> Self:
-        made = super().__copy__()
-        made._state = State()
-        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -162,34 +112,9 @@ class Connection(BaseModel):
 
     # -- the client ---------------------------------------------------------------------
 
-    @property
-    def client(self) -> Client:
-        """The client to the engine; made on first use, shared by threads and event loops."""
-        return self._ready().client  # type: ignore[return-value]
-
-    def _ready(self) -> State:
-        state = self._state
-        if state.client is None:
-            with _lock:
-                if state.client is None:
-                    client = self._make_client(self._client_settings())
-                    state.lossy = client.config.value("lossy", "warn")
-                    state.defaults = client.config.value("defaults", "server")
-                    state.client = client
-        return state
-
-    def _make_client(self, settings: Mapping[str, Any]) -> Client:
-        return Client(settings, where=f"{type(self).__name__}(...)")
-
-    def _client_settings(self) -> dict[str, Any]:
-        """The settings given as arguments; what the environment gave is left to its own layer."""
-        found: dict[str, Any] = {}
-        for name in self._client_fields:
-            value = getattr(self, name)
-            if value is None or isinstance(value, (EnvText, EnvSecret)):
-                continue
-            found[name] = value.get_secret_value() if isinstance(value, SecretStr) else value
-        return found
+    def _counts(self, value: Any) -> bool:
+        # What the environment gave is left to its own layer.
+        return value is not None and not isinstance(value, (EnvText, EnvSecret))
 
     def _model_name(self, kwargs: Mapping[str, Any]) -> str:
         """The name of the model a call uses, as far as it is known without I/O."""
@@ -208,7 +133,7 @@ class Connection(BaseModel):
         Afterwards the profile and the context window are the server's own.
         """
         try:
-            self._ready().client.connect()  # type: ignore[union-attr]
+            self.client.connect()
         except EngineKitError as error:
             reraise(error)
         self._learned()
@@ -217,40 +142,14 @@ class Connection(BaseModel):
     async def aconnect(self) -> Self:
         """As `connect`, without blocking the event loop."""
         try:
-            await self._ready().client.aconnect()  # type: ignore[union-attr]
+            await self.client.aconnect()
         except EngineKitError as error:
             reraise(error)
         self._learned()
         return self
 
-    def close(self) -> None:
-        """Let go of a server that enginekit started for this instance. Never needed."""
-        client = self._state.client
-        if client is not None:
-            client.close()
-
-    async def aclose(self) -> None:
-        """As `close`."""
-        self.close()
-
     def _learned(self) -> None:
         """The server has been asked what it is; classes with a profile take it over."""
-
-    def _warn_omitted(self, receipt: Receipt) -> None:
-        """One warning per instance for each parameter that the engine does not have."""
-        warned = self._state.warned
-        for entry in receipt.entries:
-            if entry.outcome == "omitted" and entry.field not in warned:
-                warned.add(entry.field)
-                warnings.warn(
-                    f"{receipt.engine} left out {entry.field}: {entry.note or entry.rule}",
-                    OmittedSetting,
-                    stacklevel=2,
-                )
-
-
-class OmittedSetting(UserWarning):
-    """An engine does not have a tuning parameter that was set; the reply's receipt names it too."""
 
 
 _OURS = frozenset(Connection.model_fields)

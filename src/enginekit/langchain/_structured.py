@@ -19,7 +19,8 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from enginekit.langchain._tools import is_schema, openai_tool, schema_name, schema_of
+from enginekit.kit.formats import schema_name
+from enginekit.langchain._tools import is_schema, openai_tool, schema_of
 
 if TYPE_CHECKING:
     from enginekit.langchain.chat import EngineKitChat

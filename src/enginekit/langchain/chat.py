@@ -18,21 +18,24 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from enginekit._version import __version__
 from enginekit.errors import ConfigError, EngineKitError
-from enginekit.langchain import _profile, _structured, _tokens
-from enginekit.langchain._generating import Generating
-from enginekit.langchain._keywords import unknown
-from enginekit.langchain._messages import to_messages
-from enginekit.langchain._replies import ChunkWriter, to_result
-from enginekit.langchain._request import (
+from enginekit.kit.formats import to_tool_choice
+from enginekit.kit.instance import State
+from enginekit.kit.keywords import (
+    CHAT_FIELDS,
     CHAT_KEYWORDS,
-    REQUEST_FIELDS,
     SAMPLING,
     request_fields,
-    with_call,
+    unknown,
     with_schema_shown,
 )
-from enginekit.langchain._settings import State, reraise
-from enginekit.langchain._tools import openai_tool, openai_tool_choice, to_tool_choice
+from enginekit.langchain import _profile, _structured, _tokens
+from enginekit.langchain._generating import Generating
+from enginekit.langchain._keywords import FOREIGN, NEEDLESS
+from enginekit.langchain._messages import to_messages
+from enginekit.langchain._replies import ChunkWriter, to_result
+from enginekit.langchain._request import with_call
+from enginekit.langchain._settings import reraise
+from enginekit.langchain._tools import openai_tool, openai_tool_choice
 from enginekit.types import ChatRequest
 
 _IDENTIFYING = (
@@ -40,7 +43,7 @@ _IDENTIFYING = (
     "engine",
     "base_url",
     *SAMPLING,
-    *REQUEST_FIELDS,
+    *CHAT_FIELDS,
     "context",
     "chat_template",
     "show_schema",
@@ -114,9 +117,9 @@ class EngineKitChat(Generating, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            state = self._ready()
+            state, client = self._ready()
             request = self._request(state, messages, stop, kwargs)
-            reply = state.client.chat(request)  # type: ignore[union-attr]
+            reply = client.chat(request)
         except EngineKitError as error:
             reraise(error)
         self._after(state, reply.receipt)
@@ -130,9 +133,9 @@ class EngineKitChat(Generating, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            state = self._ready()
+            state, client = self._ready()
             request = self._request(state, messages, stop, kwargs)
-            reply = await state.client.achat(request)  # type: ignore[union-attr]
+            reply = await client.achat(request)
         except EngineKitError as error:
             reraise(error)
         self._after(state, reply.receipt)
@@ -146,9 +149,9 @@ class EngineKitChat(Generating, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         try:
-            state = self._ready()
+            state, client = self._ready()
             request = self._request(state, messages, stop, kwargs, stream=True)
-            stream = state.client.stream(request)  # type: ignore[union-attr]
+            stream = client.stream(request)
         except EngineKitError as error:
             reraise(error)
         try:
@@ -171,9 +174,9 @@ class EngineKitChat(Generating, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         try:
-            state = self._ready()
+            state, client = self._ready()
             request = self._request(state, messages, stop, kwargs, stream=True)
-            stream = await state.client.astream(request)  # type: ignore[union-attr]
+            stream = await client.astream(request)
         except EngineKitError as error:
             reraise(error)
         try:
@@ -199,7 +202,7 @@ class EngineKitChat(Generating, BaseChatModel):
     ) -> ChatRequest:
         base = state.memo.get("request")
         if base is None:
-            base = request_fields(self._own_values())
+            base = request_fields(self._own_values(), CHAT_FIELDS)
             base["lossy"] = state.lossy
             base["defaults"] = state.defaults
             base["model"] = ""
@@ -251,7 +254,7 @@ class EngineKitChat(Generating, BaseChatModel):
         """
         for name in kwargs:
             if name not in CHAT_KEYWORDS and name not in ("stop", "ls_structured_output_format"):
-                raise unknown(name, ("stop", *CHAT_KEYWORDS), "bind_tools()")
+                raise unknown(name, CHAT_KEYWORDS, "bind_tools()", FOREIGN, NEEDLESS)
         bound = dict(kwargs)
         formatted = [openai_tool(tool, strict) for tool in tools]
         if formatted:

@@ -12,16 +12,12 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import ConfigDict
 
 from enginekit.errors import EngineKitError
+from enginekit.kit.instance import State
+from enginekit.kit.keywords import SAMPLING, request_fields
 from enginekit.langchain._generating import Generating
 from enginekit.langchain._replies import end_metadata, logprob_rows, usage_metadata
-from enginekit.langchain._request import (
-    COMPLETION_FIELDS,
-    COMPLETION_KEYWORDS,
-    SAMPLING,
-    request_fields,
-    with_call,
-)
-from enginekit.langchain._settings import State, reraise
+from enginekit.langchain._request import COMPLETION_FIELDS, COMPLETION_KEYWORDS, with_call
+from enginekit.langchain._settings import reraise
 from enginekit.types import Chunk, CompletionRequest, Receipt, Reply
 
 _IDENTIFYING = (
@@ -70,10 +66,10 @@ class EngineKitLLM(Generating, BaseLLM):
     ) -> LLMResult:
         generations = []
         try:
-            state = self._ready()
+            state, client = self._ready()
             for prompt in prompts:
                 request = self._request(state, prompt, stop, kwargs)
-                generations.append(self._read(state.client.chat(request), kwargs))  # type: ignore[union-attr]
+                generations.append(self._read(client.chat(request), kwargs))
         except EngineKitError as error:
             reraise(error)
         return self._result(generations)
@@ -87,10 +83,10 @@ class EngineKitLLM(Generating, BaseLLM):
     ) -> LLMResult:
         generations = []
         try:
-            state = self._ready()
+            state, client = self._ready()
             for prompt in prompts:
                 request = self._request(state, prompt, stop, kwargs)
-                reply = await state.client.achat(request)  # type: ignore[union-attr]
+                reply = await client.achat(request)
                 generations.append(self._read(reply, kwargs))
         except EngineKitError as error:
             reraise(error)
@@ -104,8 +100,8 @@ class EngineKitLLM(Generating, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         try:
-            state = self._ready()
-            stream = state.client.stream(self._request(state, prompt, stop, kwargs))  # type: ignore[union-attr]
+            state, client = self._ready()
+            stream = client.stream(self._request(state, prompt, stop, kwargs))
         except EngineKitError as error:
             reraise(error)
         try:
@@ -128,8 +124,8 @@ class EngineKitLLM(Generating, BaseLLM):
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
         try:
-            state = self._ready()
-            stream = await state.client.astream(self._request(state, prompt, stop, kwargs))  # type: ignore[union-attr]
+            state, client = self._ready()
+            stream = await client.astream(self._request(state, prompt, stop, kwargs))
         except EngineKitError as error:
             reraise(error)
         try:

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field
 
 from enginekit.errors import EngineKitError
 from enginekit.kit.client import Client
+from enginekit.kit.instance import State, embedding_client
+from enginekit.kit.keywords import seconds
 from enginekit.langchain._keywords import from_environment, kept
-from enginekit.langchain._request import seconds
-from enginekit.langchain._settings import Connection, State, reraise
+from enginekit.langchain._settings import Connection, reraise
 from enginekit.types import UNSET, EmbedRequest
 
 
@@ -60,21 +61,14 @@ class EngineKitEmbeddings(Connection, Embeddings):
         return (await self._aembed([self.query_prefix + text]))[0]
 
     def _make_client(self, settings: Mapping[str, Any]) -> Client:
-        where = f"{type(self).__name__}(...)"
-        client = Client(settings, where=where, embeds=True)
-        if "model" in settings:
-            return client
-        own = client.config.find("embed_model")
-        if own is None:
-            return client
-        return Client({**settings, "model": own.value}, where=where, embeds=True)
+        return embedding_client(settings, f"{type(self).__name__}(...)")
 
     def _embed(self, texts: Sequence[str]) -> list[list[float]]:
         vectors: list[list[float]] = []
         try:
-            state = self._ready()
+            state, client = self._ready()
             for request in self._requests(state, texts):
-                found = state.client.embed(request)  # type: ignore[union-attr]
+                found = client.embed(request)
                 self._warn_omitted(found.receipt)
                 vectors.extend(map(list, found.vectors))
         except EngineKitError as error:
@@ -84,9 +78,9 @@ class EngineKitEmbeddings(Connection, Embeddings):
     async def _aembed(self, texts: Sequence[str]) -> list[list[float]]:
         vectors: list[list[float]] = []
         try:
-            state = self._ready()
+            state, client = self._ready()
             for request in self._requests(state, texts):
-                found = await state.client.aembed(request)  # type: ignore[union-attr]
+                found = await client.aembed(request)
                 self._warn_omitted(found.receipt)
                 vectors.extend(map(list, found.vectors))
         except EngineKitError as error:

@@ -10,7 +10,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from pydantic import ConfigDict
 
 from enginekit.errors import EngineKitError
-from enginekit.langchain._settings import Connection, State, reraise
+from enginekit.kit.instance import State
+from enginekit.langchain._settings import Connection, reraise
 from enginekit.types import UNSET, Ranking, RerankRequest
 
 
@@ -30,8 +31,8 @@ class EngineKitRerank(Connection, BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """The most relevant documents, best first."""
         try:
-            state = self._ready()
-            ranking = state.client.rerank(self._request(state, documents, query))  # type: ignore[union-attr]
+            state, client = self._ready()
+            ranking = client.rerank(self._request(state, documents, query))
         except EngineKitError as error:
             reraise(error)
         return self._ranked(ranking, documents)
@@ -41,8 +42,8 @@ class EngineKitRerank(Connection, BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """As `compress_documents`, without blocking the event loop."""
         try:
-            state = self._ready()
-            ranking = await state.client.arerank(self._request(state, documents, query))  # type: ignore[union-attr]
+            state, client = self._ready()
+            ranking = await client.arerank(self._request(state, documents, query))
         except EngineKitError as error:
             reraise(error)
         return self._ranked(ranking, documents)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from enginekit.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from enginekit.kit.instance import OmittedSetting as OmittedSetting
     from enginekit.llama_index._errors import BadReply as BadReply
-    from enginekit.llama_index._settings import OmittedSetting as OmittedSetting
     from enginekit.llama_index._tokenizer import EngineTokenizer as EngineTokenizer
     from enginekit.llama_index.embedding import EngineKitEmbedding as EngineKitEmbedding
     from enginekit.llama_index.llm import EngineKitLLM as EngineKitLLM
@@ -24,7 +24,7 @@ _PUBLIC = {
     "EngineKitLLM": "enginekit.llama_index.llm",
     "EngineKitRerank": "enginekit.llama_index.rerank",
     "EngineTokenizer": "enginekit.llama_index._tokenizer",
-    "OmittedSetting": "enginekit.llama_index._settings",
+    "OmittedSetting": "enginekit.kit.instance",
 }
 
 __all__ = [

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from enginekit.errors import ConfigError, describe_choices
-from enginekit.types import Constraint, Tool, ToolChoice
-
-_NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
-_KINDS = "text, json_object, json_schema, regex, choice, grammar"
+from enginekit.errors import ConfigError
+from enginekit.kit import formats
+from enginekit.kit.formats import schema_name, tools_of
+from enginekit.types import Constraint, Tool
 
 
 def openai_tool(tool: Any) -> dict[str, Any]:
@@ -36,56 +35,7 @@ def openai_tool(tool: Any) -> dict[str, Any]:
 
 def to_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """Our tools."""
-    out = []
-    for tool in tools:
-        made = openai_tool(tool)
-        function = made.get("function", made)
-        if made.get("type", "function") != "function" or "name" not in function:
-            raise ConfigError(
-                f"a tool of type {made.get('type')!r} runs on a provider's own servers; "
-                "self-hosted engines take functions only"
-            )
-        out.append(
-            Tool(
-                name=function["name"],
-                description=function.get("description") or "",
-                parameters=function.get("parameters") or _NO_PARAMETERS,
-                strict=function.get("strict"),
-            )
-        )
-    return tuple(out)
-
-
-def to_tool_choice(choice: Any, names: Sequence[str]) -> ToolChoice | None:
-    """Our tool choice for any spelling; None when the model decides by default.
-
-    `"required"`, `"any"` and True force some call; a name or OpenAI's mapping that one. Raises
-    ConfigError for a tool that is not among `names`.
-    """
-    if choice is None:
-        return None
-    if choice is True or choice in ("any", "required"):
-        return ToolChoice(mode="required")
-    if choice is False or choice == "none":
-        return ToolChoice(mode="none")
-    if choice == "auto":
-        return ToolChoice(mode="auto")
-    name = choice
-    if isinstance(choice, Mapping):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
-    if not isinstance(name, str):
-        raise ConfigError(
-            f"tool_choice {choice!r} is not one of 'auto', 'required', 'none', a tool's name or "
-            "{'type': 'function', 'function': {'name': …}}"
-        )
-    if name not in names:
-        near = describe_choices(tuple(names), name, 1)
-        raise ConfigError(
-            f"tool_choice names {name!r}, which is not among the tools"
-            + (f"; did you mean {near[0]!r}?" if near else f" ({', '.join(names) or 'none given'})")
-        )
-    return ToolChoice(mode="named", name=name)
+    return tools_of(openai_tool(tool) for tool in tools)
 
 
 def schema_format(output_cls: type[Any]) -> dict[str, Any]:
@@ -98,54 +48,14 @@ def schema_format(output_cls: type[Any]) -> dict[str, Any]:
 
 
 def to_constraint(response_format: Any) -> Constraint | None:
-    """What the text must match, from a `response_format`.
-
-    Types: `text`, `json_object`, `json_schema` as OpenAI has them, and `regex`, `choice`,
-    `grammar`, each with its value under the same key. A pydantic class or a bare JSON schema counts
-    as `json_schema`. Raises ConfigError for anything else.
-    """
+    """What the text must match: a `response_format` of any type, a pydantic class or a JSON schema."""
     if response_format is None:
         return None
     if isinstance(response_format, type) and hasattr(response_format, "model_json_schema"):
-        return _schema_constraint(response_format.model_json_schema())
+        return formats.schema_constraint(response_format.model_json_schema())
     if not isinstance(response_format, Mapping):
         raise ConfigError(
             f"response_format {response_format!r} is not understood; use a pydantic class, a JSON "
-            f"schema or a mapping of type {_KINDS}"
+            f"schema or a mapping of type {formats.KINDS}"
         )
-    kind = response_format.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        schema = response_format.get("schema")
-        return Constraint(kind="json") if schema is None else _schema_constraint(schema)
-    if kind == "json_schema":
-        inner = response_format.get("json_schema", response_format)
-        schema = inner.get("schema")
-        if not isinstance(schema, Mapping):
-            raise ConfigError("response_format of type json_schema has no schema")
-        return Constraint(
-            kind="json_schema",
-            value=schema,
-            name=str(inner.get("name") or schema_name(schema)),
-            strict=inner.get("strict"),
-        )
-    if kind in ("regex", "grammar") and isinstance(response_format.get(kind), str):
-        return Constraint(kind=kind, value=response_format[kind])
-    if kind == "choice" and response_format.get("choice"):
-        return Constraint(kind="choice", value=tuple(map(str, response_format["choice"])))
-    if kind in ("object", "array") or "properties" in response_format or "$ref" in response_format:
-        return _schema_constraint(response_format)
-    raise ConfigError(
-        f"response_format {response_format!r} is not understood; use one of type {_KINDS}"
-    )
-
-
-def schema_name(schema: Mapping[str, Any]) -> str:
-    """A name for a schema that wire formats accept."""
-    title = str(schema.get("title") or "answer")
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in title)[:64]
-
-
-def _schema_constraint(schema: Mapping[str, Any]) -> Constraint:
-    return Constraint(kind="json_schema", value=schema, name=schema_name(schema))
+    return formats.to_constraint(response_format)

@@ -9,8 +9,9 @@ from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, model_validator
 
 from enginekit.kit.client import Client
-from enginekit.llama_index._request import seconds
-from enginekit.llama_index._settings import Connection, State, _settle
+from enginekit.kit.instance import State, embedding_client
+from enginekit.kit.keywords import seconds, settle
+from enginekit.llama_index._settings import Connection
 from enginekit.types import UNSET, Embeddings, EmbedRequest
 
 UNKNOWN = "unknown"
@@ -47,7 +48,7 @@ class EngineKitEmbedding(Connection, BaseEmbedding):
         values = dict(values)
         name = values.pop("model_name", None)
         if name not in (None, UNKNOWN):
-            _settle(values, "model", name, "model_name")
+            settle(values, "model", name, "model_name")
         return values
 
     @model_validator(mode="after")
@@ -88,14 +89,7 @@ class EngineKitEmbedding(Connection, BaseEmbedding):
         return await self._aembed([self.text_prefix + text for text in texts])
 
     def _make_client(self, settings: Mapping[str, Any]) -> Client:
-        where = f"{type(self).__name__}(...)"
-        client = Client(settings, where=where, embeds=True)
-        if "model" in settings:
-            return client
-        own = client.config.find("embed_model")
-        if own is None:
-            return client
-        return Client({**settings, "model": own.value}, where=where, embeds=True)
+        return embedding_client(settings, f"{type(self).__name__}(...)")
 
     def _embed(self, texts: Sequence[str]) -> list[Embedding]:
         state, client = self._ready()

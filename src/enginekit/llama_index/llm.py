@@ -20,6 +20,15 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from pydantic import ConfigDict
 
 from enginekit.errors import ConfigError
+from enginekit.kit.instance import State
+from enginekit.kit.keywords import (
+    CHAT_FIELDS,
+    CHAT_KEYWORDS,
+    COMMON_FIELDS,
+    request_fields,
+    with_call,
+    with_schema_shown,
+)
 from enginekit.llama_index import _metadata
 from enginekit.llama_index._generating import Generating
 from enginekit.llama_index._messages import to_messages
@@ -28,16 +37,7 @@ from enginekit.llama_index._replies import (
     chat_response,
     to_completion,
 )
-from enginekit.llama_index._request import (
-    CHAT_FIELDS,
-    CHAT_KEYWORDS,
-    COMMON_FIELDS,
-    TEXT_KEYWORDS,
-    request_fields,
-    with_call,
-    with_schema_shown,
-)
-from enginekit.llama_index._settings import State
+from enginekit.llama_index._request import DIALECT, TEXT_KEYWORDS
 from enginekit.llama_index._structured import Structured
 from enginekit.llama_index._tokenizer import EngineTokenizer
 from enginekit.llama_index._tool_calls import ToolCalling
@@ -155,7 +155,9 @@ class EngineKitLLM(Generating, ToolCalling, Structured):
             base.update(model="", lossy=state.lossy, defaults=state.defaults)
             state.memo[kind] = base
         if kwargs:
-            base = with_call(base, kwargs, where=f"a call of {type(self).__name__}", known=known)
+            base = with_call(
+                base, kwargs, DIALECT, where=f"a call of {type(self).__name__}", known=known
+            )
         if not base.get("tools") and "parallel_tool_calls" in base:
             base = {k: v for k, v in base.items() if k != "parallel_tool_calls"}
         if stream and base["sampling"].n and base["sampling"].n > 1:

@@ -13,7 +13,8 @@ from llama_index_instrumentation import get_dispatcher
 from pydantic import ConfigDict, Field
 
 from enginekit.errors import ConfigError
-from enginekit.llama_index._settings import Connection, State
+from enginekit.kit.instance import State
+from enginekit.llama_index._settings import Connection
 from enginekit.types import Ranking, RerankRequest
 
 _dispatcher = get_dispatcher(__name__)
