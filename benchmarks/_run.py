@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -228,6 +229,7 @@ def wall(name: str, job: Job) -> float:
         walls.append(time.perf_counter() - begin)
         spent.append(time.process_time() - before)
     best = min(walls[1:])
+    firsts.append(walls[0])
     print(
         f"  {name:<44} first {walls[0]:5.2f} s ({spent[0]:.2f} s of it CPU), "
         f"later {best:5.2f} s ({spent[walls.index(best)]:.2f} s)",
@@ -237,6 +239,17 @@ def wall(name: str, job: Job) -> float:
 
 
 WALL_LIMIT = 0.6
+WALLS = "500 calls at 100 ms"
+firsts: list[float] = []
+"""Seconds of the first run of each job that `wall` has measured."""
+
+
+def alone(given: argparse.Namespace) -> int:
+    """The same calls in a new process that has loaded no peer, nor made a call before."""
+    command = [sys.executable, sys.argv[0], "--only", WALLS, "--slack", str(given.slack)]
+    for flag in ("check", "realtime"):
+        command += [f"--{flag}"] if getattr(given, flag) else []
+    return subprocess.run(command, check=False).returncode
 
 
 def shape(*packages: str) -> str:
@@ -306,13 +319,19 @@ def run(
                 broken.append(f"{scenario.name}: {row[OURS]:.2f}, promised {scenario.limit}")
     if rows:
         print("\n" + table(rows, names))
-    if given.only in "500 calls at 100 ms":
+    failed_alone = 0
+    if given.only in WALLS and (given.peers or not given.only):
+        sys.stdout.flush()
+        failed_alone = alone(given)
+    if given.only in WALLS and (given.peers or given.only):
         print(f"\n500 calls against a server that takes 100 ms (limit {WALL_LIMIT} s on the clock)")
         with fake_server(delay=0.1) as url:
             builds = {OURS: build(url), **(peers(url) if given.peers else {})}
             best = walls(builds, 500)
-        if best > WALL_LIMIT * (1 + given.slack):
-            broken.append(f"500 calls at 100 ms: {best:.2f} s")
+        # With the peers' modules loaded the collector takes longer: that is no promise of ours.
+        worst = best if given.peers else max(best, firsts[0])
+        if worst > WALL_LIMIT * (1 + given.slack):
+            broken.append(f"{WALLS}: {worst:.2f} s")
     LOOP.run_until_complete(LOOP.shutdown_asyncgens())
     LOOP.close()
     if given.json:
@@ -320,4 +339,4 @@ def run(
     for line in broken:
         print(f"OVER THE LIMIT  {line}")
     sys.stdout.flush()
-    return int(bool(broken) and given.check)
+    return int(given.check and bool(broken or failed_alone))

@@ -266,7 +266,6 @@ def walls(builds: Mapping[str, Build], count: int) -> float:
     bests = {}
     for name, build in builds.items():
         model = build(16)
-        model.invoke(PROMPT)
         bests[name] = wall(f"{name}, ainvoke", ainvoke(model, 16, count))
         wall(f"{name}, batch(), {count} threads", batch(model, 16, count, count))
     return bests["enginekit"]

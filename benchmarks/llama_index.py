@@ -228,7 +228,6 @@ def walls(builds: Mapping[str, Build], count: int) -> float:
     bests = {}
     for name, build in builds.items():
         model = build(16)
-        model.chat(MESSAGES)
         bests[name] = wall(f"{name}, achat", achat(model, 16, count))
     return bests["enginekit"]
 
