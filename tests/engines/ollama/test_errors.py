@@ -33,6 +33,7 @@ RECORDED = {
     "n_overflow_shift_false": "ContextOverflow limit=None requested=None",
     "embed/n_embed_long": "ContextOverflow limit=None requested=None",
     "embed/n_embed_over": "ContextOverflow limit=None requested=None",
+    "embed/n_embed_batch": "ContextOverflow limit=None requested=None",
     # model_not_found: four wordings
     "n_err_model": "ModelNotFound model='no-such-model'",
     "n_err_model_stream": "ModelNotFound model='no-such-model'",
@@ -56,6 +57,7 @@ RECORDED = {
     "n_err_method": "Unsupported feature='/api/chat'",
     # bad_request: 400, and 500 for what is the caller's mistake all the same
     "n_err_bad_json": "BadRequest",
+    "embed/n_embed_no_text": "BadRequest",
     "n_err_empty": "BadRequest",
     "n_err_no_model": "BadRequest",
     "n_model_bad_name": "BadRequest",

@@ -342,7 +342,8 @@ def test_embed_errors():
         play(Ollama(TARGET, facts=facts).embed(chat), {})
 
 
-def test_an_overflow_of_an_embedding_names_the_window_that_is_known():
+def test_an_overflow_of_an_embedding_names_the_limit_that_is_known():
+    """A window of 4096, but a model that takes its text in one batch."""
     tags = answer({"models": [{"name": "embed:latest"}]})
     facts = play(Ollama(TARGET).probe(), server(NOTHING, **{"GET /api/tags": tags}))
     request = EmbedRequest(model="embed", texts=("a",))
@@ -351,7 +352,7 @@ def test_an_overflow_of_an_embedding_names_the_window_that_is_known():
             Ollama(TARGET, facts=facts).embed(request),
             {**NONE_LOADED, "POST /api/embed": rec("embed/n_embed_long")},
         )
-    assert caught.value.limit == 4096
+    assert caught.value.limit == 2048
 
 
 def test_an_overflow_of_an_embedding_names_the_window_the_call_was_loaded_with():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from enginekit.engine import Answer, Encoded, Engine, Gather, Operation, Target
@@ -11,6 +11,7 @@ from enginekit.engines._decoder import NONSENSE
 from enginekit.engines._fault import classify, read_fault
 from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
+from enginekit.engines.ollama import overflow
 from enginekit.engines.ollama.decode import read_usage
 from enginekit.engines.ollama.encode import encode_chat, encode_completion
 from enginekit.engines.ollama.faults import FAULTS
@@ -21,7 +22,7 @@ from enginekit.engines.ollama.probe import (
     is_cloud,
     server_facts,
 )
-from enginekit.engines.ollama.profile import PROFILE, SCALARS
+from enginekit.engines.ollama.profile import PROFILE, SCALARS, older_than
 from enginekit.errors import (
     BadRequest,
     ContextOverflow,
@@ -232,8 +233,7 @@ class Ollama(Engine):
         try:
             value = yield from self._ask("POST", path, draft.body, timeout=LOADING)
         except ContextOverflow as error:
-            error.limit = error.limit or (yield from self._window(request.model))
-            raise
+            raise (yield from self._explained(error, request, draft.body)) from None
         try:
             vectors = value["embeddings"]
             if len(vectors) != len(request.texts):
@@ -255,6 +255,30 @@ class Ollama(Engine):
             receipt=draft.receipt,
             model=value.get("model"),
             usage=read_usage(value),
+        )
+
+    def _explained(
+        self, error: ContextOverflow, request: EmbedRequest, body: Mapping[str, Any]
+    ) -> Operation[ContextOverflow]:
+        def ask(texts: Sequence[str]) -> Operation[Mapping[str, Any]]:
+            again = {**body, "input": list(texts), "truncate": False}
+            answer: Mapping[str, Any]
+            answer = yield from self._ask("POST", "/api/embed", again, timeout=LOADING)
+            return answer
+
+        known = self.model_facts(request.model)
+        old = older_than(self.facts.version if self.facts else None, overflow.SINCE)
+        options = body.get("options")
+        wanted = options.get("num_batch") if isinstance(options, Mapping) else None
+        return (
+            yield from overflow.explained(
+                error,
+                request.texts,
+                ask,
+                window=error.limit or (yield from self._window(request.model)),
+                batch=wanted or known.num_batch or overflow.BATCH,
+                splits=old or known.pooling in (None, overflow.LAST),
+            )
         )
 
     def _window(self, model: str) -> Operation[int | None]:

@@ -26,12 +26,14 @@ Path = Literal["rendered", "native"]
 """How a chat becomes a prompt: `rendered` by Ollama from its Go TEMPLATE, or `native`, by the model's
 own Jinja template. The two differ in tool calls, plain JSON mode, overflow and prefill."""
 
-_REGISTRY: Final = "registry.ollama.ai/library/"
+_LIBRARY: Final = "library/"
+_REGISTRY: Final = f"registry.ollama.ai/{_LIBRARY}"
 
 
 def full_name(model: str) -> str:
     """The name as the server lists it: case does not count, and the tag is `latest` by default."""
     name = model.strip().lower().removeprefix("https://").removeprefix(_REGISTRY)
+    name = name.removeprefix(_LIBRARY)
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
@@ -49,6 +51,8 @@ class ModelFacts:
         path: which code renders its chats.
         trained: the longest context it was trained on, in tokens.
         num_ctx: the window its Modelfile sets.
+        num_batch: tokens its runner takes at once, where its Modelfile says so.
+        pooling: llama.cpp's number of how an embedding model pools: 1 mean, 2 first, 3 last token.
         window: the window it is loaded with right now.
         defaults: sampling defaults its Modelfile sets, by our names.
         system: its Modelfile has a system prompt, put first when a chat has none.
@@ -60,6 +64,8 @@ class ModelFacts:
     path: Path | None = None
     trained: int | None = None
     num_ctx: int | None = None
+    num_batch: int | None = None
+    pooling: int | None = None
     window: int | None = None
     defaults: Mapping[str, Any] | None = None
     system: bool = False
@@ -91,6 +97,8 @@ def read_model(
         path=_path(shown),
         trained=trained or details.get("context_length"),
         num_ctx=parameters.get("num_ctx"),
+        num_batch=parameters.get("num_batch"),
+        pooling=info.get(f"{info.get('general.architecture')}.pooling_type"),
         window=(loaded or {}).get("context_length") or None,
         defaults={
             field: parameters[name] for name, field in MODELFILE.items() if name in parameters
