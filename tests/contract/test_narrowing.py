@@ -16,7 +16,7 @@ import pytest
 
 from enginekit import registry
 from enginekit.engine import Target
-from enginekit.errors import EngineKitError, Unsupported
+from enginekit.errors import EngineKitError, MalformedReply, Unsupported
 from enginekit.facts.engine import NONE, Evidence, Feature, ModelCard, ServerFacts
 from enginekit.kit.client import Client
 from enginekit.kit.route import forget_facts
@@ -212,6 +212,7 @@ def test_a_llamacpp_that_embeds_is_found_out_once(run):
         server.on("/props", reply(load("llamacpp", "l_props")))
         server.on("/v1/models", reply(load("llamacpp", "models")))
         server.on("/embedding", reply(empty))
+        server.on("/reranking", reply(load("llamacpp", "l_ranks_reranking_off")))
         server.on("/v1/embeddings", reply(vectors))
         one = client("llamacpp", server)
         texts = EmbedRequest(model="", texts=(SECRET, "b"))
@@ -220,6 +221,33 @@ def test_a_llamacpp_that_embeds_is_found_out_once(run):
         assert server.paths().count("POST /embedding") == 1
         assert one.facts is not None
         assert one.facts.capabilities["embeddings"].evidence == "probed"
+
+
+def test_a_llamacpp_that_reranks_is_not_asked_for_vectors(run):
+    """It would answer 200 with nothing but zeros."""
+    with Server() as server:
+        server.always(NOT_FOUND)
+        server.on("/props", reply(load("llamacpp", "l_props")))
+        server.on("/v1/models", reply(load("llamacpp", "models")))
+        server.on("/embedding", reply(load("llamacpp", "l_ranks_embedding_empty")))
+        server.on("/reranking", reply(load("llamacpp", "l_ranks_reranking_empty")))
+        server.on("/v1/embeddings", reply(load("llamacpp", "l_ranks_embeddings")))
+        server.on("/v1/rerank", reply(load("llamacpp", "l_ranks_rerank")))
+        one = client("llamacpp", server)
+        for _ in range(2):
+            with pytest.raises(Unsupported, match="--reranking"):
+                run(one, "embed", EMBED)
+        assert carrying(server) == []
+        assert (
+            len(run(one, "rerank", RerankRequest(model="", query="a", documents=("b", "c"))).scores)
+            == 2
+        )
+
+
+def test_vectors_of_zeros_are_never_an_answer():
+    engine = engine_at("llamacpp")
+    with pytest.raises(MalformedReply, match="zeros"):
+        play(engine.embed(EMBED), {"POST /v1/embeddings": load("llamacpp", "l_ranks_embeddings")})
 
 
 def test_a_server_without_sleep_mode_is_asked_once(vllm: Server, run):

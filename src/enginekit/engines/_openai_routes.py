@@ -96,6 +96,8 @@ def embed(
         vectors = [read_vector(item["embedding"]) for item in items]
         if len(vectors) != len(request.texts):
             raise ValueError(f"{len(vectors)} vectors for {len(request.texts)} texts")
+        if not all(map(any, vectors)):
+            raise ValueError("a vector of zeros has no direction: the model makes no embeddings")
         usage = read_usage(value["usage"]) if value.get("usage") else None
         return Embeddings(
             vectors=vectors, receipt=draft.receipt, model=value.get("model"), usage=usage

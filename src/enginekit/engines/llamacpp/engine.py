@@ -136,7 +136,8 @@ class LlamaCpp(LlamaCppRequests):
     def settle(self, feature: Feature) -> Operation[None]:
         """Whether the server was started for this, by a request without any text.
 
-        It looks at its flags before it reads the body: 501 where they lack, 400 where not.
+        It looks at its flags before it reads the body: 501 where they lack, 400 where not. One that
+        was started to rerank answers a text to embed with zeros under 200 (seen on b10488).
         """
         path = {"embeddings": "/embedding", "rerank": "/reranking"}.get(feature)
         if path is None or self._router:
@@ -147,7 +148,13 @@ class LlamaCpp(LlamaCppRequests):
             if isinstance(refusal, Unsupported):
                 self.remember(self.learnt(refusal))
         elif answer.status == 400:
-            self.remember({feature: Capability(support="native", evidence="probed")})
+            fact = Capability(support="native", evidence="probed")
+            if feature == "embeddings":
+                ranking: Answer = yield self.call("POST", "/reranking", {})
+                if ranking.status == 400:
+                    note = "the server was started with --reranking: its vectors are no embeddings"
+                    fact = Capability(support="none", evidence="probed", note=note)
+            self.remember({feature: fact})
 
     def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
         """`/tokenize`, without special tokens added; text that looks like one is read as one."""
