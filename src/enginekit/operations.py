@@ -62,17 +62,23 @@ def open_reply(
     `1 + max_retries` requests that carry the prompt.
     """
     refuse_lacking(engine, request)
-    encoded = engine.encode(request, stream=stream)
-    try:
-        return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
-    except Unsupported as refusal:
-        found = learn(engine, refusal)
-        if not found or any(fact.support != "emulated" for fact in found.values()):
-            raise
-        # The server refused before it generated anything: ask again, by other means.
+    learnt: set[Feature] = set()
+    told: list[str] = []
+    while True:
         encoded = engine.encode(request, stream=stream)
-        encoded.receipt.notes.append(f"the server refused this natively: {refusal.message}")
-    return (yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries))
+        encoded.receipt.notes.extend(told)
+        try:
+            return (
+                yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries)
+            )
+        except Unsupported as refusal:
+            found = learn(engine, refusal)
+            new = set(found) - learnt
+            if not new or any(fact.support != "emulated" for fact in found.values()):
+                raise
+            # The server refused before it generated anything: ask again, by other means.
+            learnt |= new
+            told.append(f"the server refused this natively: {refusal.message}")
 
 
 def asked(engine: Engine, feature: Feature, operation: Operation[_T]) -> Operation[_T]:

@@ -155,6 +155,56 @@ def test_llamacpp_without_jinja_has_its_tools_emulated(run):
             assert len(carrying(server)) - before == count
 
 
+def old_llama_server(jinja: bool) -> Callable[[Seen], Reply]:
+    """`oaicompat_completion_params_parse` of ggml-org/llama.cpp, examples/server/utils.hpp at 15ae7dd
+    (February 2025): tools are refused in a stream first, and then without `--jinja`."""
+
+    def chats(seen: Seen) -> Reply:
+        body = json.loads(seen.body)
+        refusal = ""
+        if body.get("tools") and body.get("stream"):
+            refusal = "Cannot use tools with stream"
+        elif body.get("tools") and not jinja:
+            refusal = "tools param requires --jinja flag"
+        if refusal:
+            return json_reply(
+                {"error": {"code": 500, "message": refusal, "type": "server_error"}}, 500
+            )
+        if not body.get("tools"):
+            return streamed(CALL)
+        function = {"name": "get_weather", "arguments": '{"city": "Rome"}'}
+        call = {"type": "function", "function": function, "id": ""}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return json_reply({"id": "c", "choices": [choice], "usage": USAGE})
+
+    return chats
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+
+
+@pytest.mark.parametrize("jinja", [True, False])
+def test_a_llamacpp_that_cannot_stream_tools_is_asked_for_them_in_one_piece(run, jinja):
+    """Until June 2025. Each refusal costs one request, once; without `--jinja` there are two."""
+    with Server() as server:
+        server.always(NOT_FOUND)
+        server.on("/props", json_reply({"default_generation_settings": {"n_ctx": 512}}))
+        server.on("/v1/models", json_reply({"data": [{"id": "tiny", "object": "model"}]}))
+        server.on("/v1/chat/completions", old_llama_server(jinja))
+        one = client("llamacpp", server)
+        for count in (2 if jinja else 3, 1):
+            before = len(carrying(server))
+            made = run(one, "chat", CHAT)
+            assert [call.name for call in made.tool_calls] == ["get_weather"]
+            assert made.receipt.outcome("tools") == ("sent" if jinja else "emulated")
+            assert len(carrying(server)) - before == count
+        last = json.loads(carrying(server)[-1].body)
+        assert bool(last.get("stream")) is not jinja  # without tools it streams as ever
+        assert one.facts is not None
+        assert one.facts.capabilities["stream_tools"].support == "emulated"
+
+
 # ------------------------------------------------------------------------------------ pooling
 
 

@@ -54,7 +54,11 @@ class _Buffer:
 
 
 class SSE(_Buffer):
-    """Server-sent events: LF, CRLF or CR line ends, comments, multi-line data, a leading BOM."""
+    """Server-sent events: LF, CRLF or CR line ends, comments, multi-line data, a leading BOM.
+
+    A field `error` counts as data: some servers report what went wrong there, and a reader that
+    passes over unknown fields would lose it.
+    """
 
     __slots__ = ("_cr", "_start")
 
@@ -120,6 +124,9 @@ def _data_of(block: bytes) -> bytes | None:
             lines.append(value[1:] if value[:1] == b" " else value)
         elif line == b"data":
             lines.append(b"")
+        elif line.startswith(b"error:"):
+            # llama-server before b5500 or so wrote its errors into a field of that name.
+            lines.append(line[6:].removeprefix(b" "))
     return b"\n".join(lines) if lines else None
 
 

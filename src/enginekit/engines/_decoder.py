@@ -313,13 +313,17 @@ class WholeBody(ReplyDecoder):
         if not body.strip():
             self.failure = self._truncated("the reply was empty")
             return out
-        self._read(body, out)
+        self._whole(body, out)
         if self.failure is None and not self.done:
             if self._terminal:
                 self._complete(out)
             else:
                 self.failure = self._truncated(self._not_whole)
         return out if self.failure is None else []
+
+    def _whole(self, body: bytes, out: list[Chunk]) -> None:
+        """Read the document."""
+        self._read(body, out)
 
 
 _FINISH: dict[str, FinishReason] = {

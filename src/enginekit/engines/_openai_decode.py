@@ -13,13 +13,25 @@ from typing import Any, Final
 
 from enginekit.drivers.framing import SSE, Frames, Whole
 from enginekit.engine import Engine
-from enginekit.engines._decoder import NONSENSE, ReplyDecoder, WholeBody
+from enginekit.engines._decoder import NONSENSE, ReplyDecoder, WholeBody, arguments_problem
 from enginekit.engines._json import parse_json
+from enginekit.engines._openai_fields import (
+    is_bare_error,
+    pieces_of,
+    read_logprobs,
+    read_timings,
+    read_usage,
+    text_of,
+    without_mark,
+)
 from enginekit.engines._required import bad_output
 from enginekit.errors import MalformedReply
-from enginekit.types import Chunk, Timings, TokenLogprob, ToolCallDelta, Usage
+from enginekit.types import Chunk, ToolCallDelta
 
 DONE: Final = b"[DONE]"
+
+NOT_STREAMED: Final = "the server answered in one piece though a stream was asked for"
+STREAMED: Final = "the server streamed though a whole reply was asked for"
 
 
 class OpenAIDecoder(ReplyDecoder):
@@ -48,10 +60,14 @@ class OpenAIDecoder(ReplyDecoder):
             wants_usage=wants_usage,
             path=path,
         )
+        self._begun = False
+        self._places: dict[int, int] = {}
 
     def feed(self, data: bytes) -> list[Chunk]:
         """Chunks that these bytes complete; stops at the first fault."""
         out: list[Chunk] = []
+        if not self._begun:
+            self._begin(data)
         try:
             payloads = self._frames.feed(data)
         except MalformedReply as error:
@@ -96,6 +112,29 @@ class OpenAIDecoder(ReplyDecoder):
                 break
         return out
 
+    def _begin(self, data: bytes) -> None:
+        """No line of an event stream begins like a document: a server, or a gateway before it, may
+        answer with one whatever was asked for."""
+        start = data.lstrip()[:1]
+        self._begun = bool(start)
+        if start in (b"{", b"[", b"<", b'"'):
+            self._frames = Whole()
+
+    def eof(self) -> list[Chunk]:
+        """The body ended cleanly: whole if the terminal fact was seen, else truncated."""
+        if isinstance(self._frames, Whole) and not self.done and self.failure is None:
+            return self._document(without_mark(self._frames.eof() or b""))
+        return super().eof()
+
+    def _document(self, body: bytes) -> list[Chunk]:
+        """A whole body in place of a stream: an error, or the reply in one piece."""
+        out: list[Chunk] = []
+        self._repairs.append(NOT_STREAMED)
+        self._read(body, out)
+        if self.failure is None:
+            self._end_or(out, self._truncated("the reply has no finish reason"))
+        return out if self.failure is None else []
+
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
         if payload == DONE:
             self._done_mark(out)
@@ -123,7 +162,7 @@ class OpenAIDecoder(ReplyDecoder):
 
     def _take(self, event: Mapping[str, Any], payload: bytes, out: list[Chunk]) -> None:
         """Read one whole event by the long road."""
-        if event.get("error") or event.get("object") == "error":
+        if event.get("error") or event.get("object") == "error" or is_bare_error(event):
             self._refused(payload)
             return
         if isinstance(usage := event.get("usage"), Mapping) and usage:
@@ -154,7 +193,7 @@ class OpenAIDecoder(ReplyDecoder):
         index = int(choice.get("index") or 0)
         # A stream's last event may repeat the whole message beside its empty delta.
         body = (choice["delta"] if "delta" in choice else choice.get("message")) or {}
-        text = _text(body.get("content") or choice.get("text") or "")
+        text = text_of(body.get("content") or choice.get("text") or "")
         reasoning = (
             body.get("reasoning_content") or body.get("reasoning") or body.get("thinking") or ""
         )
@@ -163,7 +202,7 @@ class OpenAIDecoder(ReplyDecoder):
                 self._texts.append(text)
             if reasoning:
                 self._reasonings.append(reasoning)
-        calls = self._calls_in(_pieces(body), index)
+        calls = self._calls_in(pieces_of(body), index)
         found = choice.get("logprobs")
         logprobs = read_logprobs(found) if found else None
         if text or reasoning or calls or logprobs:
@@ -172,8 +211,8 @@ class OpenAIDecoder(ReplyDecoder):
             self._finish(reason, index)
         if isinstance(usage := choice.get("usage"), Mapping) and usage:  # some servers count here
             self._usage = read_usage(usage)
-            if choice.get("stop_reason") is not None:
-                self._extra["stop_reason"] = choice["stop_reason"]
+        if choice.get("stop_reason") is not None:
+            self._extra["stop_reason"] = choice["stop_reason"]
 
     def _calls_in(
         self, pieces: Sequence[Mapping[str, Any]], choice: int
@@ -182,6 +221,7 @@ class OpenAIDecoder(ReplyDecoder):
         if not pieces or choice:
             return ()
         deltas: dict[int, ToolCallDelta] = {}
+        before = {one.id: place for place, one in self._calls.items()}
         for place, piece in enumerate(pieces):
             function = piece.get("function") or {}
             arguments = function.get("arguments")
@@ -191,9 +231,13 @@ class OpenAIDecoder(ReplyDecoder):
                 arguments = json.dumps(arguments, ensure_ascii=False)
             call = None if piece.get("id") is None else str(piece["id"])
             name, index = function.get("name"), piece.get("index")
-            if index is None:
-                index = place if len(pieces) > 1 else self._place_of(call, name)
-            delta = self._delta(int(index), call, name, arguments)
+            if index is not None and int(index) >= 0:
+                at = self._place_at(int(index), call, name)
+            elif len(pieces) == 1:
+                at = self._place_of(call, name)
+            else:  # several without places: calls seen before, else new ones in their order
+                at = before.get(call or "", place + len(before) if name else place)
+            delta = self._delta(at, call, name, arguments)
             # A busy vLLM puts the name and the first arguments of a call into one event as two
             # pieces; frameworks join pieces of different events only.
             first = deltas.setdefault(delta.index, delta)
@@ -202,15 +246,26 @@ class OpenAIDecoder(ReplyDecoder):
                 first.arguments += delta.arguments
         return tuple(deltas.values())
 
+    def _place_at(self, index: int, call: str | None, name: str | None) -> int:
+        """The place of a piece with an index: its own, unless a whole call with another id is there
+        already. Some servers give each of several calls the index 0."""
+        place = self._places.get(index, index)
+        known = self._calls.get(place)
+        if known is None or not call or not name or known.id == call:
+            return place
+        written = "".join(known.arguments)
+        if not written.strip() or arguments_problem(written) is not None:
+            return place
+        self._places[index] = place = max(self._calls) + 1
+        return place
+
     def _place_of(self, call: str | None, name: str | None) -> int:
         """The place of a piece without index: the call it names again, a new one, else the last."""
         last = max(self._calls, default=-1)
         if last < 0:
             return 0
-        if call:
-            known = (place for place, one in self._calls.items() if one.id == call)
-            return next(known, last + 1)
-        return last + 1 if name else last
+        known = (place for place, one in self._calls.items() if call and one.id == call)
+        return next(known, last + 1 if name else last)
 
 
 class OpenAIWholeDecoder(WholeBody, OpenAIDecoder):
@@ -236,19 +291,32 @@ class OpenAIWholeDecoder(WholeBody, OpenAIDecoder):
             path=path,
             frames=Whole(),
         )
+        self._streams = False
 
     def _no_choices(self, event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
         """A whole reply has choices. Raises KeyError when the key lacks."""
-        return event["choices"] or ()
+        return super()._no_choices(event) if self._streams else event["choices"] or ()
 
+    def _events(self, body: bytes, out: list[Chunk]) -> None:
+        """A stream in place of a whole reply."""
+        self._streams = True
+        self._repairs.append(STREAMED)
+        frames = SSE()
+        payloads = frames.feed(body)
+        if (rest := frames.eof()) is not None and self._is_whole(rest):
+            payloads.append(rest)
+        for payload in payloads:
+            if payload.strip():
+                self._read(payload, out)
+            if self.done or self.failure is not None:
+                return
 
-def _pieces(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The tool calls of a message or delta; the older single `function_call` counts as one."""
-    if calls := body.get("tool_calls"):
-        return [call for call in calls if call]
-    if function := body.get("function_call"):
-        return [{"index": 0, "function": function}]
-    return ()
+    def _whole(self, body: bytes, out: list[Chunk]) -> None:
+        body = without_mark(body)
+        if body.lstrip()[:6] in (b"data: ", b"data:{", b"event:") or body[:1] == b":":
+            self._events(body, out)
+        else:
+            super()._whole(body, out)
 
 
 def _has_more(delta: Mapping[str, Any]) -> bool:
@@ -259,72 +327,3 @@ def _has_more(delta: Mapping[str, Any]) -> bool:
         or delta.get("reasoning")
         or delta.get("thinking")
     )
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
-
-
-def read_usage(usage: Mapping[str, Any]) -> Usage:
-    """Token counts of an OpenAI `usage` object, with the details where they are given."""
-    prompt = int(usage.get("prompt_tokens") or 0)
-    completion = int(usage.get("completion_tokens") or 0)
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return Usage(
-        prompt,
-        completion,
-        int(usage.get("total_tokens") or prompt + completion),
-        None if cached is None else int(cached),
-        None if thought is None else int(thought),
-    )
-
-
-def read_timings(timings: Mapping[str, Any]) -> Timings:
-    """llama.cpp's `timings`, which are in milliseconds, in seconds."""
-    prompt = timings.get("prompt_ms")
-    generation = timings.get("predicted_ms")
-    return Timings(
-        prompt=None if prompt is None else prompt / 1000,
-        generation=None if generation is None else generation / 1000,
-        total=None if prompt is None or generation is None else (prompt + generation) / 1000,
-    )
-
-
-def read_logprobs(found: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
-    """Log-probabilities in the chat shape (`content[]`) or the old one of completions (`tokens[]`).
-
-    A null log-probability (the first token of an echoed prompt has none) becomes NaN.
-    """
-    if content := found.get("content"):
-        return tuple(_logprob(entry) for entry in content)
-    tokens = found.get("tokens")
-    if not tokens:
-        return None
-    values = found.get("token_logprobs") or [None] * len(tokens)
-    tops = found.get("top_logprobs") or [None] * len(tokens)
-    return tuple(
-        TokenLogprob(
-            token,
-            _number(value),
-            top=tuple(TokenLogprob(other, _number(at)) for other, at in (top or {}).items()),
-        )
-        for token, value, top in zip(tokens, values, tops)
-    )
-
-
-def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
-    raw = entry.get("bytes")
-    return TokenLogprob(
-        entry.get("token") or "",
-        _number(entry.get("logprob")),
-        None if raw is None else bytes(raw),
-        entry.get("id"),
-        tuple(_logprob(other) for other in entry.get("top_logprobs") or ()),
-    )
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

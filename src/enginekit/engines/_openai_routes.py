@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from enginekit.engine import Answer, Engine, Operation
 from enginekit.engines._json import parse_json
-from enginekit.engines._openai_decode import read_usage
+from enginekit.engines._openai_fields import read_usage
 from enginekit.engines._params import Draft
 from enginekit.errors import BadRequest, EngineError, MalformedReply, Unsupported
 from enginekit.types import UNSET, Embeddings, EmbedRequest, Ranking, RerankRequest, Score

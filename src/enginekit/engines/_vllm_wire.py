@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
 from enginekit.engines._messages import MessagePolicy
@@ -215,6 +215,19 @@ FAULTS: Final[tuple[Case, ...]] = (
 # ---------------------------------------------------------------------------------- requests
 
 
+STRUCTURED_SINCE: Final = (0, 11)
+"""First version that knows `structured_outputs`; `guided_*` went with 0.12. Each of them is ignored
+under HTTP 200 by versions that do not know it."""
+
+
+def structured_by(version: str | None) -> Literal["new", "old", "both"]:
+    """Which fields constrain the text on this version; both where a server does not tell it."""
+    found = re.search(r"(\d+)\.(\d+)", version or "")
+    if found is None:
+        return "both"
+    return "new" if (int(found[1]), int(found[2])) >= STRUCTURED_SINCE else "old"
+
+
 class VLLMRequests(OpenAIEngine):
     """An engine whose chat and completion bodies are vLLM's."""
 
@@ -331,14 +344,12 @@ class VLLMRequests(OpenAIEngine):
         if kind not in ("regex", "choice", "grammar"):
             super()._constrain(draft, constraint, plan)
             return
-        inner = {kind: list(value) if kind == "choice" else value}
-        draft.enter(
-            "constraint",
-            "translated",
-            {"structured_outputs": inner},
-            case=kind,
-            note="as structured_outputs",
-        )
+        wanted = list(value) if kind == "choice" else value
+        new: dict[str, Any] = {"structured_outputs": {kind: wanted}}
+        old: dict[str, Any] = {f"guided_{kind}": wanted}
+        version = structured_by(self.version) if self.facts is not None else "new"
+        parts = {"new": new, "old": old, "both": {**new, **old}}[version]
+        draft.enter("constraint", "translated", parts, case=kind, note=f"as {' and '.join(parts)}")
 
     def _prompt(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
         draft.enter("prompt", "sent", {"prompt": request.prompt})

@@ -109,6 +109,9 @@ WRITTEN = [
      EngineTimeout),
     (500, '{"error":"llama-server process no longer running: exit status 1 "}', EngineFault),
     (400, '{"error":"this server cannot run this remote model"}', Unsupported),
+    # before 0.5.0 (api/types.go, `ChatRequest.Format string`): no schemas
+    (400, '{"error":"json: cannot unmarshal object into Go struct field ChatRequest.format of type '
+     'string"}', Unsupported),
     (400, '{"error":"\\"m\\" does not support tools"}', Unsupported),
     (404, '{"error":"model \\"m\\" not found, try pulling it first"}', ModelNotFound),
     (499, '{"error":"request canceled"}', BadRequest),

@@ -194,6 +194,33 @@ def test_old_servers_have_no_logprobs():
         encode(ollama(version="0.12.10"), sampling=Sampling(logprobs=True))
 
 
+@pytest.mark.parametrize(
+    ("version", "streams"), [("0.3.0", False), ("0.4.5", False), ("0.4.6", True)]
+)
+def test_calls_are_asked_for_whole_where_a_stream_would_bring_raw_text(version, streams):
+    """`ChatHandler` of server/routes.go looked for calls in whole replies only (ollama/ollama
+    v0.4.5; issues 5796 and 7825); without tools everything streams."""
+    encoded = encode(ollama(version=version), stream=True, tools=(WEATHER,))
+    assert encoded.call.json["stream"] is streams
+    assert encoded.call.framing == ("ndjson" if streams else "json")
+    assert any("in one piece" in note for note in encoded.receipt.notes) is not streams
+    assert encode(ollama(version=version), stream=True).call.json["stream"] is True
+
+
+def test_a_version_without_schemas_is_not_sent_one():
+    """api/types.go, `ChatRequest.Format`: a string until v0.4.7, JSON from v0.5.0 on."""
+    old = ollama(version="0.4.7")
+    for more in (
+        {"constraint": Constraint(kind="json_schema", value={"type": "object"})},
+        {"constraint": Constraint(kind="choice", value=("a", "b"))},
+        {"tools": (WEATHER,), "tool_choice": ToolChoice(mode="required")},
+    ):
+        with pytest.raises(Unsupported, match=r"0\.4\.7 knows no schemas") as caught:
+            encode(old, **more)
+        assert "0.5.0" in (caught.value.hint or "")
+        assert "format" in encode(ollama(version="0.5.0"), **more).call.json
+
+
 def test_pinned_defaults_are_sent_for_what_is_unset():
     options = body(defaults="pinned", sampling=Sampling(temperature=0.2))["options"]
     assert options["temperature"] == 0.2

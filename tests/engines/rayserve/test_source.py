@@ -11,7 +11,17 @@ import pytest
 
 from enginekit.engine import Target
 from enginekit.engines.rayserve import RayServe
-from enginekit.errors import BadRequest, EngineFault, EngineTimeout, ModelNotFound, Overloaded
+from enginekit.engines.rayserve.facts import model_cards
+from enginekit.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineFault,
+    EngineTimeout,
+    ModelNotFound,
+    Overloaded,
+)
+from enginekit.facts.engine import ServerFacts
+from enginekit.types import ChatRequest, Constraint, Message
 
 TARGET = Target(base_url="http://server")
 
@@ -71,6 +81,51 @@ def test_every_refusal_of_the_ingress(
     assert "Request ID" not in str(error)
     if model:
         assert getattr(error, "model", "") == model
+
+
+def test_a_prompt_that_is_too_long_for_older_versions() -> None:
+    """`InputTooLong` of configs/error_handling.py (Ray 2.44): both numbers, or the limit alone."""
+    engine = RayServe(TARGET)
+    for said, requested in (("Received 600 tokens, but the", 600), ("The", None)):
+        told = ingress(f"Input too long. {said} maximum input length is 512 tokens.", "x", 400)
+        error = engine.failure(400, {}, told, path="/v1/chat/completions")
+        assert isinstance(error, ContextOverflow)
+        assert (error.limit, error.requested) == (512, requested)
+
+
+def test_models_of_older_versions() -> None:
+    """`ModelData.rayllm_metadata` of configs/server_models.py (Ray 2.44)."""
+    item = {
+        "id": "m",
+        "object": "model",
+        "owned_by": "organization-owner",
+        "permission": [],
+        "rayllm_metadata": {
+            "model_id": "m",
+            "input_modality": "text",
+            "max_request_context_length": 4096,
+        },
+    }
+    (card,) = model_cards({"object": "list", "data": [item]})
+    assert (card.id, card.context_window) == ("m", 4096)
+
+
+def test_constraints_over_a_vllm_of_unknown_version() -> None:
+    """No fingerprint (vLLM before it sent one): both fields, of which each version knows one."""
+    engine = RayServe(TARGET, facts=ServerFacts(version=None))
+    for version, fields in (
+        (None, {"guided_choice", "structured_outputs"}),
+        ("vllm 0.10.1", {"guided_choice"}),
+        ("vllm 0.32.0", {"structured_outputs"}),
+    ):
+        engine.facts = ServerFacts(version=version)
+        request = ChatRequest(
+            model="m",
+            messages=(Message(role="user", content="Hi"),),
+            constraint=Constraint(kind="choice", value=("a", "b")),
+        )
+        body = engine.encode(request).call.json
+        assert {key for key in body if key.startswith(("guided", "structured"))} == fields
 
 
 def test_its_own_time_limit() -> None:

@@ -23,6 +23,8 @@ from enginekit.errors import (
     StreamTruncated,
     Unsupported,
 )
+from enginekit.facts.engine import ServerFacts
+from enginekit.types import ChatRequest, Constraint, Message
 from tests.engines.recordings import decode, play
 
 TARGET = Target(base_url="http://server")
@@ -115,6 +117,61 @@ def test_what_does_not_fit(message: str, requested: int | None) -> None:
     error = VLLM(TARGET).failure(400, {}, enveloped(message, "BadRequestError", 400))
     assert isinstance(error, ContextOverflow)
     assert (error.limit, error.requested) == (2048, requested)
+
+
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [
+        ("0.8.5.post1", {"guided_{}"}),
+        ("0.10.2", {"guided_{}"}),
+        ("0.11.0", {"structured_outputs"}),
+        ("0.12.0rc1", {"structured_outputs"}),
+        ("0.32.0", {"structured_outputs"}),
+        ("1.0.0", {"structured_outputs"}),
+        (None, {"guided_{}", "structured_outputs"}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "value"), [("regex", "[ab]+"), ("choice", ("a", "b")), ("grammar", 'root ::= "a"')]
+)
+def test_what_constrains_the_text_by_version(
+    version: str | None, fields: set[str], kind: Any, value: Any
+) -> None:
+    """`structured_outputs` came with 0.11 (pull request 22772), `guided_*` went with 0.12 (pull
+    request 29326); each is ignored under 200 where it is not known."""
+    engine = VLLM(TARGET, facts=ServerFacts(version=version))
+    messages = (Message(role="user", content="Hi"),)
+    constraint = Constraint(kind=kind, value=value)
+    encoded = engine.encode(ChatRequest(model="m", messages=messages, constraint=constraint))
+    body = encoded.call.json
+    wanted = {field.format(kind) for field in fields}
+    assert {key for key in body if key.startswith(("guided", "structured"))} == wanted
+    for key in wanted:
+        said = body[key] if key.startswith("guided") else body[key][kind]
+        assert said == (list(value) if kind == "choice" else value)
+
+
+def test_the_version_that_is_not_known_yet_is_taken_for_a_new_one() -> None:
+    """Before the probe: the field of today."""
+    messages = (Message(role="user", content="Hi"),)
+    constraint = Constraint(kind="regex", value="a")
+    encoded = VLLM(TARGET).encode(ChatRequest(model="m", messages=messages, constraint=constraint))
+    assert encoded.call.json["structured_outputs"] == {"regex": "a"}
+    assert "guided_regex" not in encoded.call.json
+
+
+def test_a_stop_string_that_was_found_is_told() -> None:
+    """`stop_reason` stands beside the finish reason, with or without counts in the choice."""
+    event = {
+        "id": "c",
+        "choices": [
+            {"index": 0, "delta": {"content": "a"}, "finish_reason": "stop", "stop_reason": "END"}
+        ],
+    }
+    body = b"data: " + json.dumps(event).encode() + b"\n\ndata: [DONE]\n\n"
+    got = decode(OpenAIDecoder(VLLM(TARGET)), [body])
+    assert got.end is not None
+    assert got.end.extra["stop_reason"] == "END"
 
 
 def test_a_server_that_is_scaling_is_busy() -> None:

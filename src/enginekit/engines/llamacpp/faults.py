@@ -47,7 +47,7 @@ FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=ContextOverflow,
         name="batch",
-        text=r"input \((?P<requested>\d+) tokens\) is too large to process"
+        text=r"input (?:\((?P<requested>\d+) tokens\) )?is too large to process"
         r"(?:.*batch size: (?P<limit>\d+))?",
         facts=overflow_facts,
         says="a text is longer than one batch of the server",
@@ -120,9 +120,23 @@ FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=Unsupported,
         name="jinja",
-        text="requires --jinja",
+        text="requires --jinja|unsupported param: tool",
         facts=_feature("tools"),
-        hint="start the server without --no-jinja",
+        hint="start the server without --no-jinja (one from before December 2025: with --jinja)",
+    ),
+    Case(
+        error=Unsupported,
+        name="stream-tools",
+        text="cannot use tools with stream",
+        facts=_feature("stream_tools"),
+        hint="llama.cpp streams tool calls since June 2025",
+    ),
+    Case(
+        error=Unsupported,
+        name="alternatives",
+        text="only one completion choice is allowed",
+        facts=_feature("n"),
+        hint="send the request several times, or use a newer server",
     ),
     Case(
         error=BadRequest,

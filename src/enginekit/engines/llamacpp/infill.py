@@ -9,7 +9,7 @@ from enginekit.drivers.framing import SSE
 from enginekit.engine import Engine
 from enginekit.engines._decoder import ReplyDecoder
 from enginekit.engines._json import parse_json
-from enginekit.engines._openai_decode import read_timings
+from enginekit.engines._openai_fields import is_bare_error, read_timings
 from enginekit.types import Chunk, TokenLogprob, Usage
 
 
@@ -24,7 +24,7 @@ class InfillDecoder(ReplyDecoder):
 
     def _event(self, payload: bytes, out: list[Chunk]) -> None:
         event = parse_json(payload)
-        if event.get("error"):
+        if event.get("error") or is_bare_error(event):
             self._refused(payload)
             return
         text = event["content"]

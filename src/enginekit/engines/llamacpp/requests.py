@@ -39,7 +39,13 @@ class LlamaCppRequests(OpenAIEngine):
     learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "rerank", "fim", "metrics"})
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
-        """With one model, whatever its flags rule out; with `--no-jinja`, that tools are emulated."""
+        """With one model, whatever its flags rule out; with `--no-jinja`, that tools are emulated.
+
+        Before June 2025 it refused tools in a stream: then they are asked for in one piece.
+        """
+        if refusal.feature == "stream_tools":
+            note = "in one piece: this version cannot stream tool calls"
+            return {"stream_tools": Capability(support="emulated", evidence="observed", note=note)}
         if self._router:
             return {}
         if refusal.feature == "tools":
@@ -95,8 +101,10 @@ class LlamaCppRequests(OpenAIEngine):
         self, draft: Draft, request: ChatRequest | CompletionRequest, plan: Plan
     ) -> Table:
         sampling = request.sampling
-        if sampling.logprobs is True and "tools" in draft.body:
-            # The server refuses logprobs with tools in a stream.
+        if "tools" in draft.body and (
+            # The server refuses logprobs with tools in a stream, an old one tools altogether.
+            sampling.logprobs is True or self.capability("stream_tools").support == "emulated"
+        ):
             plan.stream = False
         table = dict(self.sampling)
         if sampling.top_logprobs is not UNSET and sampling.logprobs is UNSET:

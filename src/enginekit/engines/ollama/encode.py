@@ -20,6 +20,7 @@ from enginekit.engines.ollama.profile import (
     LOGPROBS_SINCE,
     SAMPLING,
     SCALARS,
+    SCHEMA_SINCE,
     SMALLEST_WINDOW,
     older_than,
 )
@@ -269,6 +270,14 @@ def _finish(
     draft.need("stream", plan.stream)
     _honest(draft, request.engine_options)
     if isinstance(draft.body.get("format"), Mapping):
+        if older_than(engine.version, SCHEMA_SINCE):
+            engine.refuse(
+                "json_schema",
+                f"version {engine.version} knows no schemas, and forced calls, choices and patterns "
+                "are made by one",
+                rule="ollama.constraint.since",
+                hint=f"update Ollama to {'.'.join(map(str, SCHEMA_SINCE))} or later",
+            )
         draft.body["format"] = in_order(draft.body["format"])
     draft.options()
     _defaults(draft, request, plan)

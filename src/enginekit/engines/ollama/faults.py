@@ -134,6 +134,15 @@ FAULTS: Final[tuple[Case, ...]] = (
     ),
     Case(
         error=Unsupported,
+        name="old-format",
+        status=(400,),
+        text=r"request\.format of type string",
+        facts=_feature("json_schema", "ollama.constraint.since"),
+        says="this version knows JSON without a schema only",
+        hint="Ollama 0.5.0 and later take a schema",
+    ),
+    Case(
+        error=Unsupported,
         name="cannot-together",
         status=(400, 500),
         text="is not supported with|not currently supported|cannot run this remote model",

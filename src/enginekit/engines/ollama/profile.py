@@ -15,6 +15,10 @@ SMALLEST_WINDOW: Final = 4096
 
 HONEST_SINCE: Final = (0, 12, 6)
 """First version whose chat route has `truncate` and `shift`; older ones always cut silently."""
+STREAMS_CALLS_SINCE: Final = (0, 4, 6)
+"""First version that finds the calls in a stream; before it they came as raw text."""
+SCHEMA_SINCE: Final = (0, 5, 0)
+"""First version whose `format` takes a schema; before it the word `json` was all it knew."""
 LOGPROBS_SINCE: Final = (0, 12, 11)
 """First version with log-probabilities."""
 

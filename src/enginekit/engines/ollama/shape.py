@@ -18,6 +18,7 @@ from enginekit.engines._wrap import FirstCallOnly, Inner
 from enginekit.engines.ollama.decode import ANY_OBJECT, STRAIGHT, KeepsForm
 from enginekit.engines.ollama.messages import ollama_tool
 from enginekit.engines.ollama.probe import ModelFacts
+from enginekit.engines.ollama.profile import STREAMS_CALLS_SINCE, older_than
 from enginekit.types import UNSET, ChatRequest, Constraint, Message, Tool, ToolChoice
 
 
@@ -77,6 +78,12 @@ def shape_tools(engine: Engine, draft: Draft, request: ChatRequest, plan: Plan) 
     tools = [ollama_tool(tool, notes) for tool in request.tools]
     draft.enter("tools", "translated" if notes else "sent", {"tools": tools}, note="; ".join(notes))
     plan.sends_tools = True
+    if plan.stream and older_than(engine.version, STREAMS_CALLS_SINCE):
+        plan.stream = False
+        draft.receipt.notes.append(
+            "asked for without streaming, because this version finds calls in a whole reply only: "
+            "the answer comes in one piece"
+        )
     if choice is not None:
         note = "auto is what Ollama always does; the API has no field for it"
         draft.enter("tool_choice", "translated", note=note)

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from enginekit.engines._fault import Case, Fault, retry_facts
+from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
 from enginekit.engines._vllm_wire import FAULTS as VLLM_FAULTS
 from enginekit.engines.rayserve.scaling import Scaling
 from enginekit.errors import (
     BadRequest,
+    ContextOverflow,
     EngineDied,
     EngineLoading,
     EngineTimeout,
@@ -207,6 +208,14 @@ FAULTS: Final[tuple[Case, ...]] = (
         text="enginedead|enginecore encountered",
         says="the engine of the replica is gone; Ray replaces it after about half a minute",
     ),
+    Case(  # before it left the check to vLLM
+        error=ContextOverflow,
+        name="input",
+        text=r"input too long\.(?: received (?P<requested>\d+) tokens, but)? the maximum input length "
+        r"is (?P<limit>\d+)",
+        facts=overflow_facts,
+        hint="shorten the conversation, or raise max_model_len in engine_kwargs",
+    ),
     Case(
         error=BadRequest,
         name="media-type",
@@ -328,7 +337,7 @@ def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:
     """The models of `/v1/models`: those configured, loaded or not (it does not say)."""
     cards = []
     for item in listing.get("data") or ():
-        told = item.get("metadata") or {}
+        told = item.get("metadata") or item.get("rayllm_metadata") or {}  # the older name
         cards.append(
             ModelCard(
                 id=item["id"],
