@@ -137,9 +137,9 @@ class LMStudio(Row):
             return all(isinstance(item, Mapping) and "loaded_instances" in item for item in items)
         listing = yield from json_at(cls(target), "/api/v0/models")
         items = listing.get("data") if isinstance(listing, Mapping) else None
-        return bool(items) and all(
-            isinstance(item, Mapping) and "compatibility_type" in item for item in items or ()
-        )
+        if not isinstance(items, list) or not items:
+            return False
+        return all(isinstance(item, Mapping) and "compatibility_type" in item for item in items)
 
     def probe(self) -> Operation[ServerFacts]:
         """Read the models with their state, and what the chosen one can do."""
