@@ -72,7 +72,7 @@ class ChatRequest(Request):
         parallel_tool_calls: False asks for at most one call.
         context_window: tokens, for engines that can change it per request (Ollama's `num_ctx`).
         keep_alive: seconds the model stays loaded afterwards; negative is for ever, 0 unloads.
-        lora: name of an adapter, or pairs of adapter id and scale.
+        lora: name of an adapter, or pairs of adapter (its number or name) and scale; `()` is none.
         template_options: variables for the chat template (`chat_template_kwargs`).
     """
 
@@ -85,7 +85,7 @@ class ChatRequest(Request):
     reasoning: Maybe[bool | str] = UNSET
     context_window: Maybe[int] = UNSET
     keep_alive: Maybe[float] = UNSET
-    lora: Maybe[str | tuple[tuple[int, float], ...]] = UNSET
+    lora: Maybe[str | tuple[tuple[int | str, float], ...]] = UNSET
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +100,7 @@ class CompletionRequest(Request):
     echo: Maybe[bool] = UNSET
     context_window: Maybe[int] = UNSET
     keep_alive: Maybe[float] = UNSET
-    lora: Maybe[str | tuple[tuple[int, float], ...]] = UNSET
+    lora: Maybe[str | tuple[tuple[int | str, float], ...]] = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -319,9 +319,50 @@ def test_window_keep_alive_and_adapters() -> None:
     assert engine().encode(chat(keep_alive=5.0)).receipt.omitted == ("keep_alive",)
     adapters = facts_of(props(), listing(), [{"id": 3, "path": "/m/pirate.gguf", "scale": 1}])
     assert body(chat(lora="pirate"), engine(adapters))["lora"] == [{"id": 3, "scale": 1.0}]
-    assert body(chat(lora=((0, 0.5),)))["lora"] == [{"id": 0, "scale": 0.5}]
     with pytest.raises(Unsupported, match=r"pirate\.gguf"):
         engine(adapters).encode(chat(lora="other"))
+
+
+ADAPTERS = (
+    {"id": 0, "path": "/m/pirate.gguf", "scale": 1.0},
+    {"id": 1, "path": "/m/monk.gguf", "scale": 1.0},
+)
+
+
+@pytest.mark.parametrize(
+    ("wish", "wire"),
+    [
+        (((1, 0.5),), [{"id": 1, "scale": 0.5}]),
+        ((("monk", 0.5), ("pirate", 1)), [{"id": 1, "scale": 0.5}, {"id": 0, "scale": 1.0}]),
+        ((), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]),
+    ],
+)
+def test_adapters_by_number_by_name_and_none_of_them(wish, wire) -> None:
+    """Seen on b10488: an empty list means those of the launch, so "none" is each at scale 0."""
+    facts = facts_of(props(), listing(), ADAPTERS)
+    assert body(chat(lora=wish), engine(facts))["lora"] == wire
+
+
+@pytest.mark.parametrize("wish", [((7, 1.0),), (("abbot", 1.0),), (("lora2", 1),)])
+def test_an_adapter_that_is_not_there_is_refused(wish) -> None:
+    """The server takes it with 200 and turns all others off."""
+    with pytest.raises(Unsupported, match=r"0: /m/pirate\.gguf, 1: /m/monk\.gguf"):
+        engine(facts_of(props(), listing(), ADAPTERS)).encode(chat(lora=wish))
+    with pytest.raises(Unsupported, match="none"):
+        engine().encode(chat(lora=((0, 0.5),)))
+
+
+@pytest.mark.parametrize("wish", [("pirate",), (1, 2), ((1, "much"),), 5, ((1, 2, 3),)])
+def test_adapters_of_another_shape_are_a_bad_request(wish) -> None:
+    with pytest.raises(BadRequest, match="lora"):
+        engine(facts_of(props(), listing(), ADAPTERS)).encode(chat(lora=wish))
+
+
+def test_of_a_server_that_was_not_asked_numbers_are_believed() -> None:
+    unknown = LlamaCpp(TARGET)
+    assert body(chat(lora=((7, 1.0),)), unknown)["lora"] == [{"id": 7, "scale": 1.0}]
+    with pytest.raises(Unsupported):
+        unknown.encode(chat(lora="pirate"))
 
 
 def test_a_substituted_template_is_in_every_receipt() -> None:

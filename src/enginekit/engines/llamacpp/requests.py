@@ -188,17 +188,34 @@ class LlamaCppRequests(OpenAIEngine):
         elif name == "context_window":
             draft.window_of_launch(value, f"start the server with -c {value}")
         elif name == "lora":
-            pairs = ((self._adapter(draft, value), 1.0),) if isinstance(value, str) else value
-            parts = {"lora": [{"id": number, "scale": scale} for number, scale in pairs]}
+            parts = {"lora": self._adapters(draft, value)}
             draft.enter(name, "translated", parts, note="by the number the server gave the adapter")
 
-    def _adapter(self, draft: Draft, name: str) -> int:
-        known = self.facts.extra.get("lora", ()) if self.facts is not None else ()
-        for number, path in known:
+    def _adapters(self, draft: Draft, value: Any) -> list[dict[str, Any]]:
+        """The wire form of adapters and scales; none of them is every adapter at scale 0.
+
+        The server takes any number for an adapter, silently, and turns the others off.
+        """
+        pairs = ((value, 1.0),) if isinstance(value, str) else value
+        try:
+            wanted = [(name, float(scale)) for name, scale in pairs]
+        except (TypeError, ValueError):
+            draft.invalid("lora", f"must be a name or pairs of adapter and scale, got {value!r}")
+        known = self.facts.extra.get("lora") if self.facts is not None else None
+        if not wanted:
+            wanted = [(number, 0.0) for number, _ in known or ()]
+        return [{"id": self._adapter(draft, name, known), "scale": s} for name, s in wanted]
+
+    def _adapter(
+        self, draft: Draft, name: str | int, known: Sequence[tuple[int, str]] | None
+    ) -> int:
+        if known is None and isinstance(name, int):
+            return name
+        for number, path in known or ():
             stem = path.rpartition("/")[2]
-            if name in (path, stem, stem.removesuffix(".gguf")):
+            if name in (number, path, stem, stem.removesuffix(".gguf")):
                 return int(number)
-        names = ", ".join(path for _, path in known) or "none"
+        names = ", ".join(f"{number}: {path}" for number, path in known or ()) or "none"
         return draft.refuse(
             "lora", f"it has no adapter {name!r}; loaded: {names}", hint="--lora FILE"
         )
