@@ -59,7 +59,7 @@ def estimate(spec: ModelSpec, label: str, context: int, slots: int) -> Sizes:
     found = weights(spec, label)
     cache = llamacpp_cache(spec, context, slots=slots)
     compute = llamacpp_compute(
-        spec, cache.context, outputs=slots, sliding_cells=cache.sliding_cells
+        spec, cache.context, outputs=slots, slots=slots, sliding_cells=cache.sliding_cells
     )
     twice = found.embedding if spec.architecture in TABLE_TWICE else 0
     return Sizes((found.total + twice) / MIB, cache.total / MIB, compute.total / MIB)
@@ -195,7 +195,7 @@ def render() -> str:
         f"Error of the total: median {100 * ordered[len(ordered) // 2]:.2f} %, lowest "
         f"{100 * min(errors):+.2f} %, 95 % of the plans within "
         f"{100 * ordered[int(0.95 * len(ordered))]:.2f} %, all within {100 * ordered[-1]:.2f} %. What "
-        "differs is the compute buffer: it is low for Mamba, high for some mixtures of experts.\n",
+        "differs is the compute buffer: it is high for some mixtures of experts and for Mamba-2.\n",
         "Gemma 4: on the processor this llama.cpp counts the tied table twice in its plan (it makes "
         "the output before the input table). Here it is added to our figure too; a load maps both "
         "onto the same pages.\n",
@@ -271,7 +271,7 @@ def _pooled_table() -> Iterator[str]:
 
 
 def _published_tables() -> Iterator[str]:
-    from tests.sizing.published import Pair, Row, llamacpp, vllm
+    from tests.sizing.published import Pair, Row, llamacpp, mlc, vllm
 
     def cell(row: Row, what: str) -> str:
         pair = row.find(what)
@@ -283,18 +283,20 @@ def _published_tables() -> Iterator[str]:
     def worst(pairs: list[Pair]) -> str:
         return f"{100 * max(abs(pair.error) for pair in pairs):.2f} %" if pairs else "-"
 
-    local, pool = llamacpp(), vllm()
+    local, pool, compiled = llamacpp(), vllm(), mlc()
 
     def all_of(rows: list[Row], what: str) -> list[Pair]:
         return [pair for row in rows for pair in row.pairs if pair.what == what]
 
     plain = [row for row in local if row.mix == "plain"]
+    text = [row for row in compiled if "vision" not in row.note]
     yield from _pooled_table()
     yield "## Against published measurements\n"
     yield (
-        f"{len(local) + len(pool)} loads that people published with figures from the engines' own "
+        f"{len(local) + len(pool) + len(compiled)} loads that people published with figures from the engines' own "
         "logs (`tests/fixtures/published`, each with its source). The arithmetic follows the newest "
-        "builds; what an older one did by other rules is not compared, see the notes.\n"
+        "builds; what an older one did by other rules is not compared, see the notes. Totals of a publisher's "
+        "own mixture take the weights from the file, as its header has them: the label does not say.\n"
     )
     yield "| | figures | largest error |"
     yield "|---|---|---|"
@@ -305,6 +307,8 @@ def _published_tables() -> Iterator[str]:
         ("vLLM, tokens in the pool", all_of(pool, "tokens")),
         ("vLLM, requests of full length", all_of(pool, "requests")),
         ("vLLM, a GPU without its pool", all_of(pool, "total")),
+        ("MLC LLM, parameters of the text model", all_of(text, "parameters")),
+        ("MLC LLM, everything", all_of(compiled, "total")),
     ):
         yield f"| {words} | {len(pairs)} | {worst(pairs)} |"
     yield ""
@@ -332,6 +336,25 @@ def _published_tables() -> Iterator[str]:
     for row in pool:
         cells = " | ".join(
             cell(row, what) for what in ("weights", "activation", "tokens", "requests")
+        )
+        yield (
+            f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.version} "
+            f"| {row.source} | {row.note} |"
+        )
+
+    yield ""
+    yield (
+        "MLC LLM, MiB, ours / published. Its workspaces are its own arithmetic; the buffers that a "
+        "compiled library plans follow from web-llm's list.\n"
+    )
+    yield (
+        "| model | quantization | setting | parameters | cache | workspace | total | version | source "
+        "| note |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in compiled:
+        cells = " | ".join(
+            cell(row, what) for what in ("parameters", "cache", "workspace", "total")
         )
         yield (
             f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.version} "

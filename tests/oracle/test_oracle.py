@@ -37,7 +37,7 @@ def estimate(spec: ModelSpec, context: int, slots: int) -> tuple[int, int, int]:
     found = weights(spec, "F16")
     cache = llamacpp_cache(spec, context, slots=slots)
     compute = llamacpp_compute(
-        spec, cache.context, outputs=slots, sliding_cells=cache.sliding_cells
+        spec, cache.context, outputs=slots, slots=slots, sliding_cells=cache.sliding_cells
     )
     total = found.total + (found.embedding if spec.architecture in TABLE_TWICE else 0)
     return total, cache.total, compute.total
@@ -135,6 +135,7 @@ def test_cache_types_batches_and_slots(tmp_path: Path) -> None:
             cache.context,
             ubatch=int(settings.get("n_ubatch", 512)),
             outputs=4,
+            slots=4,
             sliding_cells=cache.sliding_cells,
         )
         wanted[str(number)] = (name, settings, cache.total / MIB, compute.total / MIB)
@@ -143,3 +144,39 @@ def test_cache_types_batches_and_slots(tmp_path: Path) -> None:
         assert plan.planned, (name, settings, plan.errors)
         assert int(cache) == plan.context, (name, settings)
         assert abs(compute - plan.compute) <= max(0.15 * plan.compute, 8), (name, settings)
+
+
+MANY_SLOTS = {
+    "qwen3.5-4b": 32,
+    "qwen3.5-35b-a3b": 16,
+    "nemotron3-nano-30b-a3b": 16,
+    "falcon-h1-0.5b": 32,
+    "mamba2-2.7b": 16,
+    "mamba-2.8b": 16,
+    "llama3.2-1b": 16,
+    "gemma3-1b": 16,
+}
+
+
+def test_many_slots_with_a_cache_each(tmp_path: Path) -> None:
+    """What `-np N` gives: masks as wide as one slot's cache, and a state for every slot at once."""
+    orders, wanted = [], {}
+    for name, slots in MANY_SLOTS.items():
+        spec = specs()[name]
+        path = write(tmp_path / f"{name}.gguf", header_of(spec))
+        context = 1024 * slots
+        orders.append(Order(name, str(path), context, slots, {"kv_unified": False}))
+        cache = llamacpp_cache(spec, context, slots=slots, unified=False)
+        compute = llamacpp_compute(
+            spec,
+            cache.context // slots,
+            outputs=slots,
+            slots=slots,
+            sliding_cells=cache.sliding_cells,
+        )
+        wanted[name] = (cache.total / MIB, compute.total / MIB)
+    for name, plan in ask(orders).items():
+        cached, size = wanted[name]
+        assert plan.planned, (name, plan.errors)
+        assert int(cached) == plan.context, name
+        assert -0.04 <= size / plan.compute_exact - 1 <= 0.06, (name, size, plan.compute_exact)

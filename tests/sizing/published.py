@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,18 @@ from enginekit.facts.machine import Gpu, Machine, Memory
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.allocate import Setting
 from enginekit.sizing.budget import devices
-from enginekit.sizing.compute import llamacpp_compute
-from enginekit.sizing.kv_cache import llamacpp_cache, vllm_pool
-from enginekit.sizing.policy import GIB, MIB, PAGED
+from enginekit.sizing.compute import (
+    compiled_compute,
+    compiled_planned,
+    compiled_workspace,
+    llamacpp_compute,
+)
+from enginekit.sizing.kv_cache import Cache, llamacpp_cache, mlc_cache, vllm_pool
+from enginekit.sizing.offload import copied
+from enginekit.sizing.policy import CONTEXT, GIB, MIB, PAGED
 from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.split import layered
+from enginekit.sizing.tables import weight_table
 from enginekit.sizing.weights import weights
 from tests.catalog.configs import OTHERS
 from tests.oracle.models import CONFIGS, _config
@@ -30,7 +38,12 @@ CONFIGURED: dict[str, dict[str, Any]] = {
     "glm-4-32b-0414": _config("glm4", 6144, 61, 48, 2, 23040, 151552, head_dim=128),
     "bge-small-en": _config("bert", 384, 12, 12, 12, 1536, 30522)
     | {"max_position_embeddings": 512, "type_vocab_size": 2},
+    "glm-z1-rumination-32b": _config("glm4", 6144, 61, 48, 8, 23040, 151552, head_dim=128),
+    "llama2-7b": _config("llama", 4096, 32, 32, 32, 11008, 32000),
+    "qwen1.5-72b": _config("qwen2", 8192, 80, 64, 64, 24576, 152064),
+    "olmo2-7b": _config("olmo2", 4096, 32, 32, 32, 11008, 100352),
     "olmoe-1b-7b": CONFIGS["olmoe-1b-7b"],
+    "minimax-m2": CONFIGS["minimax-m2"],
     "deepseek-v2-lite": OTHERS["deepseek-v2-lite"][0],
 }
 """Models that the catalog does not have: the dimensions that the logs print."""
@@ -91,6 +104,11 @@ def llamacpp() -> list[Row]:
     return [_llamacpp(line) for line in _lines("llamacpp.csv")]
 
 
+def mlc() -> list[Row]:
+    """MLC LLM and web-llm; MiB."""
+    return [_mlc(line) for line in _lines("mlc.csv")]
+
+
 def vllm() -> list[Row]:
     """vLLM; GiB on one GPU, tokens, requests."""
     return [_vllm(line) for line in _lines("vllm.csv")]
@@ -125,31 +143,53 @@ def _llamacpp(line: dict[str, str]) -> Row:
             size = cached.total / MIB
             pairs.append(Pair("cache", float(line["cache"]), size, size, size, 0.005))
         if line["compute"]:
-            found = llamacpp_compute(
-                model,
-                cached.context,
-                ubatch=ubatch,
-                outputs=int(line["outputs"]),
-                sliding_cells=cached.sliding_cells,
-                flash=flash,
-            )
-            size = found.total / MIB
-            pairs.append(Pair("compute", float(line["compute"]), size, 0.75 * size, size, 0.005))
+            pairs.append(_llamacpp_compute(line, model, cached))
     if line["weights"] and line["compute"]:
         parts = [pair for pair in pairs if pair.what in ("weights", "cache", "compute")]
+        # A publisher's own mixture is known from the file's header, not from its label.
+        ours = [
+            replace(part, ours=part.measured, low=part.measured, high=part.measured)
+            if part.what == "weights" and line["mix"] == "vendor"
+            else part
+            for part in parts
+        ]
         pairs.append(
             Pair(
                 "total",
                 sum(part.measured for part in parts),
-                sum(part.ours for part in parts),
-                sum(part.low for part in parts),
-                sum(part.high for part in parts),
+                sum(part.ours for part in ours),
+                sum(part.low for part in ours),
+                sum(part.high for part in ours),
                 float(line["step"]),
             )
         )
     return Row(
         "llama.cpp", line["source"], line["build"], model.name, label, setting,
         line["mix"], tuple(pairs), line["note"], line,
+    )  # fmt: skip
+
+
+def _llamacpp_compute(line: dict[str, str], model: ModelSpec, cached: Cache) -> Pair:
+    ubatch, slots = int(line["ubatch"]), int(line["slots"])
+    each = cached.context if line["unified"] == "yes" else cached.context // slots
+    size = llamacpp_compute(
+        model,
+        each,
+        ubatch=ubatch,
+        outputs=int(line["outputs"]),
+        slots=slots,
+        sliding_cells=cached.sliding_cells,
+        flash=line["flash"] == "yes",
+    ).total
+    if "experts in host memory" in line["note"]:
+        gpu = Gpu(index=0, vendor="nvidia", name="GPU", total_bytes=80 * GIB)
+        gpus = devices(Machine(gpus=(gpu,), memory=Memory(total_bytes=512 * GIB)), CONTEXT).gpus
+        place = layered(model.n_layers, gpus, host_experts=model.n_layers)
+        size += copied(weight_table(model, line["quantization"]), place, model)
+    older = 2 * ubatch * each if "masks in F32" in line["note"] else 0
+    return Pair(
+        "compute", float(line["compute"]), size / MIB, 0.75 * size / MIB,
+        (size + older) / MIB, 0.005,
     )  # fmt: skip
 
 
@@ -160,6 +200,39 @@ def _llamacpp_weights(line: dict[str, str], model: ModelSpec, label: str) -> Ite
             "weights", float(line["weights"]), found.total / MIB, found.low / MIB,
             found.high / MIB, float(line["step"]),
         )  # fmt: skip
+
+
+def _mlc(line: dict[str, str]) -> Row:
+    model, label = spec(line["model"]), line["quantization"]
+    web = line["note"] == "web"
+    pairs: list[Pair] = []
+
+    def add(what: str, size: float) -> None:
+        if line[what]:
+            pairs.append(Pair(what, float(line[what]), size / MIB, size / MIB, size / MIB, 0.005))
+
+    prefill, tokens = int(line["prefill"] or 0), int(line["tokens"] or 0)
+    params, cells = weights(model, label).total, mlc_cache(model, tokens)
+    add("parameters", params)
+    planned = compiled_planned(model, prefill)
+    if web:
+        add("total", params + planned + cells)
+    elif line["sequences"]:
+        # The log counts the cache's auxiliary buffers with it, and planned buffers elsewhere.
+        sequences = int(line["sequences"])
+        rest = compiled_compute(model, prefill, sequences)
+        auxiliary = rest - compiled_workspace(model, prefill, sequences) - 2 * planned
+        once = planned if "counted once" in line["note"] else 2 * planned
+        add("cache", cells + auxiliary)
+        add("workspace", rest - auxiliary - 2 * planned + once)
+        add("total", params + cells + rest - 2 * planned + once)
+    elif line["workspace"]:
+        add("workspace", planned)
+    return Row(
+        "MLC LLM", line["source"], line["version"], model.name, label,
+        f"chunks of {prefill}, {tokens} tokens" if tokens else "", "", tuple(pairs),
+        "" if web else line["note"], line,
+    )  # fmt: skip
 
 
 def _vllm(line: dict[str, str]) -> Row:
@@ -207,7 +280,13 @@ def _pooling(line: dict[str, str], model: ModelSpec, tensor: int) -> tuple[Pooli
     total = int(float(line["total"] or 80) * GIB)
     machine = Machine(
         gpus=tuple(
-            Gpu(index=number, vendor="nvidia", name=line["device"], total_bytes=total)
+            Gpu(
+                index=number,
+                vendor="nvidia",
+                name=line["device"],
+                total_bytes=total,
+                compute_capability=(9, 0) if line["device"] == "H100" else None,
+            )
             for number in range(tensor)
         ),
         memory=Memory(total_bytes=512 * GIB, available_bytes=500 * GIB),

@@ -103,7 +103,13 @@ VLLM = [
 
 
 def h100(count: int = 1) -> Machine:
-    gpu = Gpu(index=0, vendor="nvidia", name="H100", total_bytes=int(79.18 * GIB))
+    gpu = Gpu(
+        index=0,
+        vendor="nvidia",
+        name="H100",
+        total_bytes=int(79.18 * GIB),
+        compute_capability=(9, 0),
+    )
     return Machine(
         name="h100",
         gpus=tuple(replace(gpu, index=index) for index in range(count)),

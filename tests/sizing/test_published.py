@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sizing.published import Pair, Row, llamacpp, vllm
+from tests.sizing.published import Pair, Row, llamacpp, mlc, vllm
 
-LLAMACPP, VLLM = llamacpp(), vllm()
+LLAMACPP, VLLM, MLC = llamacpp(), vllm(), mlc()
 
 
 def figures(rows: list[Row], what: str) -> list[object]:
@@ -24,11 +24,11 @@ def figures(rows: list[Row], what: str) -> list[object]:
 
 
 def test_there_are_enough_rows_and_each_says_where_it_is_from() -> None:
-    rows = LLAMACPP + VLLM
-    assert len(rows) >= 40
-    assert sum(len(row.pairs) for row in rows) >= 80
+    rows = LLAMACPP + VLLM + MLC
+    assert len(rows) >= 140
+    assert sum(len(row.pairs) for row in rows) >= 260
     assert all("/" in row.source and row.pairs for row in rows)
-    assert len({row.model for row in rows}) >= 18
+    assert len({row.model for row in rows}) >= 40
 
 
 @pytest.mark.parametrize(("row", "pair"), figures(LLAMACPP, "weights"))
@@ -82,3 +82,22 @@ def test_what_a_gpu_holds_beside_the_pool(row: Row, pair: Pair) -> None:
     off = abs(pair.ours - pair.measured)
     assert off <= 0.05 * pair.measured or off <= 0.3
     assert pair.error >= -0.02
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(MLC, "parameters"))
+def test_mlc_parameters_are_equal_to_the_printed_digits(row: Row, pair: Pair) -> None:
+    if "vision" not in row.note:
+        assert abs(pair.ours - pair.measured) <= 2 * pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(MLC, "cache"))
+def test_mlc_cache_is_equal_to_its_own_estimate(row: Row, pair: Pair) -> None:
+    """To what a token's 1.25 bytes of page tables come to, which the log rounds."""
+    assert abs(pair.error) <= 0.0005
+
+
+@pytest.mark.parametrize(("row", "pair"), [*figures(MLC, "workspace"), *figures(MLC, "total")])
+def test_mlc_totals(row: Row, pair: Pair) -> None:
+    assert abs(pair.error) <= (0.07 if pair.what == "workspace" else 0.05)
+    if pair.what == "total":
+        assert pair.error >= -0.02

@@ -10,10 +10,11 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device, Devices
 from enginekit.sizing.calibration import NONE
 from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
+from enginekit.sizing.offload import copied
 from enginekit.sizing.outcome import Amount, DevicePlan, Verdict, Where
 from enginekit.sizing.policy import MIB, Policy, Triple
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
-from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, pad, weight_table
+from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, stream, weight_table
 
 _ENCODER: Triple = (100 * MIB, 400 * MIB, 800 * MIB)
 """Working memory of an image encoder beside its weights."""
@@ -113,6 +114,7 @@ class Allocation:
         self._lines: dict[tuple[Placement, str, str], tuple[tuple[_Row, int, int], ...]] = {}
         self._runtimes: dict[str, Triple] = {}
         self._places: dict[tuple[int, int, int], Placement] = {}
+        self._copies: dict[tuple[str, Placement], int] = {}
 
     def weights(self, quantization: str) -> WeightTable:
         """Running sums of the weights."""
@@ -148,12 +150,24 @@ class Allocation:
             host += table.tail - table.tied_copy
         return (*sizes, host)
 
+    def copied(self, quantization: str, place: Placement) -> int:
+        """Bytes in the first GPU's compute buffer for weights that lie in host memory."""
+        if not place.host_experts and not place.host_layers:
+            return 0
+        key = (quantization, place)
+        found = self._copies.get(key)
+        if found is None:
+            found = self._copies[key] = copied(self.weights(quantization), place, self.spec)
+        return found
+
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
         load = self._load(setting.context, setting.users, place.copies)
         cache, projector = self.cache(setting.cache_type), self._projector()
         parts = list(zip(place.bounds, place.bounds[1:], strict=False))
         parts.append((0, place.host_layers))
+        copy = self.copied(setting.quantization, place)
+        first_buffer = (load.buffer[0], load.buffer[1] + copy, load.buffer[2] + copy)
         found = []
         for number, device in enumerate((*place.gpus, self.devices.host)):
             first, last = parts[number] if self.sized else (0, 0)
@@ -168,7 +182,7 @@ class Allocation:
                     attention=attention,
                     doubt=0 if cache.known else int(cache.doubtful(first, last) * load.context),
                     state=(cache.state[last] - cache.state[first]) * setting.users,
-                    compute=load.beside if beside else load.buffer,
+                    compute=load.beside if beside else load.buffer if number else first_buffer,
                     projector=projector if number == 0 else _NOTHING,
                     runtime=self._runtime(device),
                 )
@@ -181,17 +195,23 @@ class Allocation:
         found = self._loads.get(key)
         if found is not None:
             return found
-        spec, ubatch = self.spec, self.ubatch
-        causal = spec.causal
-        context = pad(tokens * slots) if causal else 0
+        spec, ubatch, unified = self.spec, self.ubatch, self.policy.unified_slots
+        causal, streams = spec.causal, 1 if unified else slots
+        each = stream(tokens * slots, slots, unified=unified) if causal else 0
+        context = each * streams
         # Windows and cells are the same for every cache type.
-        spans = self.cache(self.policy.cache_types[0]).spans(context, slots, ubatch)
+        spans = self.cache(self.policy.cache_types[0]).spans(
+            context, slots, ubatch, unified=unified
+        )
         size = llamacpp_compute(
             spec,
-            context,
+            each,
             ubatch=ubatch,
             outputs=slots if causal else ubatch,
-            sliding_cells=max((cells for window, _, cells in spans if window), default=0),
+            slots=slots,
+            # A mask is as wide as the cache of one slot.
+            sliding_cells=max((cells for window, _, cells in spans if window), default=0)
+            // streams,
             flash=self.flash,
             copies=copies,
         ).total
@@ -243,6 +263,14 @@ class Allocation:
             pairs = list(
                 zip(self.rows(place, cache_type), self.weights_on(quantization, place), strict=True)
             )
+            copy = self.copied(quantization, place)
+            if copy:
+                # Beside the weights of the first GPU, not multiplied by their doubt.
+                first, size = pairs[0]
+                pairs[0] = (
+                    first._replace(expected=first.expected + copy, high=first.high + copy),
+                    size,
+                )
             if len(pairs) > 2 and not any(row.carve_out >= 0 for row, _ in pairs):
                 # GPUs that are alike: the fullest decides. One that borrows from the host counts.
                 most: dict[_Row, int] = {}
@@ -319,6 +347,7 @@ class Allocation:
                 else "no"
                 for one in tried
             ]  # fmt: skip
+        own = self.copied(setting.quantization, place)
         rooms = [
             (need.device.limit, need.device.margin, need.expected, need.high)
             for need in self.needs(setting, place)
@@ -326,10 +355,12 @@ class Allocation:
         verdicts: list[Verdict] = []
         for name in quantizations:
             widest = self.weights(name).high
+            more = self.copied(name, place) - own
             verdict: Verdict = "fits"
             for size, (limit, kept, expected, high) in zip(
                 self.weights_on(name, place), rooms, strict=True
             ):
+                expected, high, more = expected + more, high + more, 0
                 if size + expected > limit:
                     verdict = "no"
                     break

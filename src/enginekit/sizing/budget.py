@@ -37,6 +37,8 @@ class Device:
     """Whether it draws on system RAM."""
     link: int | None = None
     """Bytes per second to its peers, one direction."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability; None if unknown or not NVIDIA's."""
 
     @property
     def limit(self) -> int:
@@ -135,6 +137,7 @@ def _gpu(machine: Machine, gpu: Gpu, policy: Policy) -> Device:
         carve_out=(gpu.unified.carve_out_bytes or 0) if gpu.unified else 0,
         shared=shared,
         link=gpu.interconnect.bytes_per_second if gpu.interconnect else None,
+        capability=gpu.compute_capability,
     )
 
 

@@ -49,10 +49,10 @@ class Policy:
     """Left free on each GPU on purpose."""
     utilization: float = 1.0
     """Pool only: share of the device's total that may be taken."""
-    remainder: float = 1.0
-    """Pool only: share of what weights and activations leave that becomes cache."""
     ubatch: int = 512
-    unified_slots: bool = True
+    unified_slots: bool = False
+    """Whether all users share one cache (`--kv-unified`). llama-server does so only if nobody gives
+    `-np`; the commands here do, and each slot then has a cache and windows of its own."""
     context_tiers: tuple[tuple[int, int], ...] = ()
     """Default context by total GPU memory: (at least so many bytes, tokens), largest first."""
     least_context: int = 4096
@@ -70,8 +70,12 @@ class Policy:
     graphs_moe: Triple = (0, 0, 0)
     parallel_overhead: Triple = (0, 0, 0)
     """What each GPU pays when several work on one tensor."""
-    expert_padding: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Quantization to how much larger experts get when loaded: on one GPU, split over several."""
+    expert_padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Quantization to what kernels round an expert's outer and its own width up to."""
+    whole_shards: bool = False
+    """Pool only: whether a shard also holds what `shards.whole` counts."""
+    warm_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Pool only: by architecture, batched tokens where they are not those of `rows`."""
     compute_capability: tuple[int, int] = (0, 0)
     architectures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By vendor: architectures with kernels; a vendor that is missing is not restricted."""
@@ -188,9 +192,8 @@ PAGED: Final = Policy(
     graphs=_mib(0, 150, 512),
     graphs_moe=_mib(100, 512, 1100),
     parallel_overhead=_mib(340, 430, 600),
-    # gpt-oss: 2880 becomes 3072; split, the other side of a matrix is padded as well. 13.47 and
-    # 64.38 GiB on one GPU (llm-d-benchmark), 17.22 on each of four (dennislee22/vLLM-benchmarking).
-    expert_padding={"mxfp4": (1.067, 1.138)},
+    expert_padding={"mxfp4": (256, 128)},
+    whole_shards=True,
     compute_capability=(7, 0),
     architectures={
         "amd": ("gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1200", "gfx1201", "gfx1151")
@@ -218,7 +221,7 @@ WARMED: Final = Policy(
     backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
     cpu=False,
     runtime={"cuda": _mib(300, 500, 800), "rocm": _mib(300, 500, 900), "xpu": _mib(300, 500, 900)},
-    remainder=0.90,  # TGI_WIGGLE_ROOM
+    utilization=0.90,  # TGI_WIGGLE_ROOM, of all memory and not of what is left
     split="tensor",
     cache_types=("auto", "fp8_e5m2"),
     sampler_bytes=(4.0, 12.0, 24.0),
@@ -237,7 +240,13 @@ WARMED: Final = Policy(
         "utilization": "--cuda-memory-fraction {}",
     },
 )
-"""TGI: after a warm-up batch of 4096 tokens, 90 per cent of what is left becomes cache."""
+"""TGI (3.3, `get_free_memory`): after a warm-up batch all but a tenth of the GPU becomes cache."""
+
+ALL_LOGITS: Final = frozenset(
+    {"qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "olmo2"}
+)
+"""Architectures for which MLC's planned buffers hold the logits of a whole chunk (web-llm's list of
+sizes: 594 MiB of 798 for Qwen2.5-7B; none for Llama, Mistral, Gemma, Phi-3.5)."""
 
 COMPILED: Final = Policy(
     name="compiled-pool",
@@ -251,8 +260,10 @@ COMPILED: Final = Policy(
     utilization=0.85,
     split="tensor",
     cache_types=("auto",),
-    sampler_bytes=(16.0, 16.0, 16.0),
-    rows=((0, 2048, 4),),
+    sampler_bytes=(16.125, 16.125, 16.125),
+    rows=((0, 8192, 4),),
+    # Those with logits of every token of a chunk would need several GB at 8192.
+    warm_tokens=dict.fromkeys(ALL_LOGITS, 2048),
     token_limit={"metal": 32768},
     startup=(2.0, 8.0, 60.0),
     command="mlc_llm serve {model}",
@@ -264,7 +275,8 @@ COMPILED: Final = Policy(
         "utilization": "--overrides gpu_memory_utilization={}",
     },
 )
-"""MLC LLM: 85 per cent of the device; on Metal at most 32768 tokens over all sequences."""
+"""MLC LLM (cpp/serve/config.cc): 85 per cent of the device; on Metal at most 32768 tokens over all
+sequences."""
 
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
     {policy.name: policy for policy in (CONTEXT, TIERED, PAGED, WARMED, COMPILED)}

@@ -9,10 +9,11 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.allocate import Setting
 from enginekit.sizing.budget import Device, Devices
 from enginekit.sizing.calibration import NONE
-from enginekit.sizing.compute import pool_compute, rows_of
+from enginekit.sizing.compute import compiled_compute, pool_compute, rows_of
 from enginekit.sizing.kv_cache import BlockPool, mlc_cache, vllm_pool
 from enginekit.sizing.outcome import Amount, DevicePlan, Where
 from enginekit.sizing.policy import Policy, Triple
+from enginekit.sizing.shards import padded, whole
 from enginekit.sizing.split import tensor_splits
 from enginekit.sizing.tables import WeightTable, weight_table
 
@@ -89,14 +90,17 @@ class Pooling:
         """Batched tokens and sequences of the start-up run."""
         smallest = min((gpu.total for gpu in place.gpus), default=0)
         tokens, sequences = rows_of(self.policy, smallest)
+        tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
         if self.own_rows is not None:
             return tokens, self.own_rows
         return tokens, max(sequences, users) if self.compiled else sequences
 
     def weights(self, quantization: str, tensor: int = 1) -> WeightTable:
         """Weights with what loading adds to the experts."""
-        padding = self.policy.expert_padding.get(quantization.lower(), (1.0, 1.0))
-        return weight_table(self.spec, quantization, padding[tensor > 1])
+        pads = self.policy.expert_padding.get(quantization.lower())
+        gpus = self.devices.gpus
+        capability = gpus[0].capability if gpus else None
+        return weight_table(self.spec, quantization, padded(self.spec, pads, tensor, capability))
 
     def fixed(self, setting: Setting, place: Shards) -> Fixed:
         """Weights, activations and runtime of one GPU."""
@@ -117,6 +121,8 @@ class Pooling:
             max(table.embedding, tail) if place.pipeline > 1 else table.embedding + tail
         ) // place.tensor
         size += self.spec.projector_bytes // parts
+        if self.policy.whole_shards:
+            size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
         batched, sequences = self.rows(place, setting.users)
         compute = pool_compute(
             self.spec,
@@ -127,8 +133,8 @@ class Pooling:
             eager=self.eager,
         )
         if self.compiled:
-            work = 2 * (2 * batched + sequences) * self.spec.hidden
-            compute = (work + compute[0], work + compute[1], work + compute[2])
+            work = compiled_compute(self.spec, batched, sequences, place.tensor)
+            compute = (work * 9 // 10, work, work * 11 // 10)
         runtime = self.policy.runtime.get(place.gpus[0].backend, (0, 0, 0))
         if parts > 1:
             more = self.policy.parallel_overhead
@@ -143,7 +149,7 @@ class Pooling:
         """Bytes of cache on the tightest GPU; `which` 2 is the cautious figure, 0 the hopeful."""
         fixed = self.fixed(setting, place).total(which)
         smallest = min(gpu.budget if margin else gpu.limit for gpu in place.gpus)
-        return int((smallest - fixed) * self.policy.remainder)
+        return smallest - fixed
 
     def request(self, setting: Setting, place: Shards) -> tuple[int, int]:
         """Bytes on each GPU of one request of full length: expected and high."""
@@ -237,7 +243,7 @@ class Pooling:
                     if number // place.tensor < place.pipeline - 1
                     else self.spec.n_layers,
                 ),
-                pool=max(int((gpu.budget - fixed.total(1)) * self.policy.remainder), 0),
+                pool=max(gpu.budget - fixed.total(1), 0),
             )
             for number, gpu in enumerate(place.gpus)
         )

@@ -83,14 +83,21 @@ class CacheTable:
     doubt: float
     """How many times larger an unknown layout could be: every query head with K and V."""
 
-    def spans(self, context: int, slots: int, ubatch: int) -> Spans:
+    def spans(self, context: int, slots: int, ubatch: int, *, unified: bool = True) -> Spans:
         """For each window its running sums and the cells of its layers (llama.cpp b11434).
 
-        `context` is that of a unified pool, already rounded up; a window holds its tokens for every
-        slot and one micro-batch.
+        `context` is that of all slots together, already rounded up (`stream`). In a unified pool a
+        window holds its tokens for every slot and one micro-batch; else each slot has a cache of
+        its own, with a micro-batch in each.
         """
+        streams = 1 if unified else slots
+        each, sharing = context // streams, slots if unified else 1
         return tuple(
-            (window, sums, pad(min(context, window * slots + ubatch)) if window else context)
+            (
+                window,
+                sums,
+                streams * pad(min(each, window * sharing + ubatch)) if window else context,
+            )
             for window, sums in self.windows
         )
 
@@ -106,6 +113,11 @@ class CacheTable:
 def pad(tokens: int) -> int:
     """A context as llama.cpp rounds it: up to a multiple of 256."""
     return -(-tokens // PADDING) * PADDING
+
+
+def stream(tokens: int, slots: int, *, unified: bool) -> int:
+    """Cells of one slot's cache; of the pool where all slots share one."""
+    return pad(tokens) if unified else pad(-(-pad(tokens) // slots))
 
 
 @lru_cache(maxsize=4096)
