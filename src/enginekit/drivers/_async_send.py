@@ -60,7 +60,7 @@ class Attempt:
         """Send the request; returns once the head of the answer is there.
 
         On a connection that had been idle and turns out to be dead before any byte of the answer,
-        the request is sent once more on a new one.
+        or that was closed before the request could be written, it is sent once more on a new one.
         """
         request, target = self._request, self.call.target
         site, headers = request.site, request.headers
@@ -93,10 +93,11 @@ class Attempt:
                     **more,
                 )
             except FOREIGN as error:
-                if note.stale and not repeated and self._broken(error):
+                unwritten = note.unwritten and self._broken(error)
+                if not repeated and (unwritten or (note.stale and self._broken(error))):
                     repeated = True
                     continue
-                if note.connected:
+                if note.connected and not unwritten:
                     raise self.error(error) from error
                 raise self._translate(error, "connect", self._connect) from error
             finally:

@@ -43,6 +43,15 @@ class Sent:
         """Whether the connection had served before and brought no byte of this answer."""
         return self.reused and not self.protocol.came
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether the server cannot have the whole request: the connection took no more of it.
+
+        A server that got no request in time hangs up, and a busy loop may see that before it comes
+        to write: llama-server waits 5 s, and a thousand calls may begin at the same moment.
+        """
+        return self.connected and not self.protocol.wrote
+
 
 sent: ContextVar[Sent] = ContextVar("enginekit_sent")
 
@@ -52,10 +61,16 @@ class _Protocol(ResponseHandler):
 
     came = False
     used = 0
+    wrote = False
+    """Whether the request has gone to the transport, to its last byte."""
 
     def data_received(self, data: bytes) -> None:
         self.came = True
         super().data_received(data)
+
+    def start_timeout(self) -> None:
+        self.wrote = True  # aiohttp starts to wait for the answer when the request is written
+        super().start_timeout()
 
     def resume_reading(self, *args: Any, **more: Any) -> None:
         # aiohttp resumes after every HTTP chunk it hands out, paused or not; that costs as much as
@@ -80,7 +95,7 @@ class _Notes(aiohttp.BaseConnector):
             note.protocol = protocol
             note.reused = protocol.used > 0
             protocol.used += 1
-            protocol.came = False
+            protocol.came = protocol.wrote = False
         return connection
 
 
