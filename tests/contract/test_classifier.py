@@ -211,6 +211,8 @@ ROWS: list[tuple[str, int, str, type[EngineError]]] = [
     ),
     ("llamacpp", 500, error("image input is not supported - hint: mmproj"), Unsupported),
     ("ollama", 500, nested("image input is not supported - hint: mmproj"), Unsupported),
+    ("llamacpp", 500, error("error: cannot make GET request", code=500), BadRequest),
+    ("llamacpp", 500, error("Failed to download image", code=500), BadRequest),
     ("mlc", 400, mlc("Model m is not served as an embedding model"), Unsupported),
     ("llamacpp", 500, error("tools param requires --jinja flag", code=500), Unsupported),
     # the engine is well, its output is not

@@ -566,3 +566,19 @@ def test_load_and_unload_need_a_router() -> None:
     with pytest.raises(Unsupported, match="as long as it runs"):
         play(engine().unload("tiny"), {})
     play(router().unload("a"), {"POST /models/unload": answer({"success": True})})
+
+
+def test_images_that_were_seen_and_images_that_could_not_be() -> None:
+    """A real projector: its server says that it sees, and what it could not read or fetch."""
+    sees = engine(facts_of(json.loads(load("llamacpp", "l_props_sees").body), listing()))
+    assert sees.capability("images").support == "native"
+    assert sees.capability("audio").support == "none"
+    decoded = decode(
+        sees.encode(chat(), stream=True).decoder(), [load("llamacpp", "l_image_seen_stream").body]
+    )
+    assert decoded.text == "Hello there! A café is near."
+    for name in ("l_image_away", "l_image_bad", "l_image_file"):
+        refused = load("llamacpp", name)
+        error = sees.failure(refused.status, refused.headers, refused.body, path=refused.path)
+        assert type(error) is BadRequest, name
+        assert not error.retryable

@@ -111,6 +111,14 @@ FAULTS: Final[tuple[Case, ...]] = (
         hint="start the server with --mmproj FILE and a model that sees",
     ),
     Case(
+        error=BadRequest,
+        name="image-away",
+        status=(500,),
+        text="cannot make GET request|failed to download image",
+        says="it could not fetch an image from its URL",
+        hint="send the bytes of the image instead of its URL",
+    ),
+    Case(
         error=Unsupported,
         name="audio",
         text="audio input is not supported",
