@@ -16,7 +16,7 @@ from enginekit.engine import Target
 from enginekit.errors import BadRequest, Unsupported
 from enginekit.facts.engine import EngineProfile, Feature
 from enginekit.types import ChatRequest, Message, Sampling
-from tests.contract.evidence import LIVE, ON_TAPE, PROVED_BY, cassette
+from tests.contract.evidence import LIVE, ON_TAPE, PROVED_ALONE, PROVED_BY, cassette
 
 PAGE = Path(__file__).parent.parent / "docs" / "engines" / "index.md"
 DOCUMENTED = PAGE.with_name("documented.md")
@@ -78,7 +78,8 @@ def evidence(profile: EngineProfile, feature: Feature) -> str:
     letters = [profile.capability(feature).evidence[0]]
     if feature in ON_TAPE and cassette(profile.name):
         letters.append("c")
-    if feature in PROVED_BY and profile.name in LIVE:
+    alone = PROVED_ALONE.get(profile.name, {})
+    if (feature in PROVED_BY or feature in alone) and profile.name in LIVE:
         letters.append("l")
     return ", ".join(letters)
 

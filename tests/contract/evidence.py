@@ -30,6 +30,15 @@ PROVED_BY: dict[str, str] = {
 }
 """A capability, and the test of tests/contract/test_live.py that fails where it is not true."""
 
+PROVED_ALONE: dict[str, dict[str, str]] = {
+    "llamacpp": {
+        "images": "test_images.py::test_an_image_is_taken_and_costs_its_patches",
+        "embeddings": "test_pooling.py::test_vectors_come_in_the_order_of_the_texts",
+        "rerank": "test_pooling.py::test_documents_come_best_first",
+    }
+}
+"""What a server of its own is started for, by engine: the test of tests/contract that shows it."""
+
 LIVE: dict[str, str] = {
     "llamacpp": "`nox -s tests`",
     "vllm": "`nox -s live_vllm`",
