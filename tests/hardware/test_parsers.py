@@ -341,7 +341,43 @@ def test_every_row_of_the_card_table_is_found_by_its_names(row: Any):
 
 def test_a_namesake_of_another_size_is_not_taken():
     assert gpu_row("nvidia", "NVIDIA GeForce RTX 3080", 12 * GIB).bandwidth == 912_400_000_000  # type: ignore[union-attr]
-    assert gpu_row("nvidia", "NVIDIA GeForce RTX 4090", 48 * GIB) is None
+    assert gpu_row("nvidia", "NVIDIA GeForce RTX 4090", 40 * GIB) is None
+
+
+def test_a_card_with_its_memory_doubled_keeps_its_bus():
+    doubled = gpu_row("nvidia", "NVIDIA GeForce RTX 4090", 49140 * 2**20)
+    assert doubled is not None
+    assert doubled.bandwidth == 1_010_000_000_000
+    assert gpu_row("nvidia", "NVIDIA GeForce RTX 4090 ...", 49140 * 2**20) is None
+
+
+# The head as driver 610 writes it; NVIDIA's change log of nvidia-smi names the fields.
+R610 = (
+    "Driver Version : 610.57.04 [Deprecated; will be removed in CUDA 14.0. Use KMD Version instead]\n"
+    "CUDA Version   : 13.3 [Deprecated; will be removed in CUDA 14.0. Use CUDA UMD Version instead]\n"
+    "KMD Version    : 610.57.04\n"
+    "CUDA UMD Version : 13.3\n"
+)
+
+
+@pytest.mark.parametrize("lines", [slice(0, 4), slice(0, 2), slice(2, 4)])
+def test_the_versions_under_the_names_of_driver_610(lines: slice):
+    head = R610.splitlines()[lines]
+    log = "==============NVSMI LOG==============\n\n" + "\n".join(head)
+    log += (
+        "\n\nAttached GPUs : 1\nGPU 00000000:01:00.0\n    Product Name : NVIDIA GeForce RTX 5090\n"
+    )
+    tags = "".join(
+        f"<{key}>{value}</{key}>"
+        for key, value in (
+            (name.strip().lower().replace(" ", "_"), text.strip())
+            for name, text in (line.split(" : ", 1) for line in head)
+        )
+    )
+    xml = f"<nvidia_smi_log>{tags}<gpu id='1'><product_name>B200</product_name></gpu></nvidia_smi_log>"
+    for source in (log, xml):
+        (card,) = nvidia.parse(source)
+        assert (card.driver_version, card.runtime_version) == ("610.57.04", "13.3")
 
 
 def test_chip_and_processor_tables():

@@ -24,9 +24,22 @@ def from_xml(source: str) -> dict[str, Any]:
     except (ElementTree.ParseError, ValueError):
         return {}
     return {
-        "driver_version": root.findtext("driver_version"),
-        "cuda_version": root.findtext("cuda_version"),
+        **_versions({child.tag: child.text for child in root}),
         "gpus": [_normal(_tree(node), node.get("id", "")) for node in root.findall("gpu")],
+    }
+
+
+def _versions(head: Mapping[str, Any]) -> dict[str, str]:
+    """Driver 610 calls them KMD and CUDA UMD version, and remarks on the old fields in brackets."""
+
+    def first(*keys: str) -> str:
+        return (
+            next((str(head[key]) for key in keys if head.get(key)), "").partition(" [")[0].strip()
+        )
+
+    return {
+        "driver_version": first("kmd_version", "driver_version"),
+        "cuda_version": first("cuda_umd_version", "cuda_version"),
     }
 
 
@@ -135,7 +148,7 @@ def from_query(source: str) -> dict[str, Any]:
             parent[key] = value
     if card is not None:
         log["gpus"].append(_normal(card, bus_id))
-    return log
+    return {**log, **_versions(log)}
 
 
 def _key(label: str) -> str:
@@ -169,7 +182,7 @@ def from_csv(source: str) -> dict[str, Any]:
                 "uuid": cell.get("uuid"),
                 "bus_id": cell.get("pci.bus_id"),
                 "compute_capability": cell.get("compute_cap"),
-                "driver_version": cell.get("driver_version"),
+                **_versions(cell),
                 "addressing_mode": cell.get("addressing_mode"),
                 "mig_mode": cell.get("mig.mode.current"),
                 "display_active": cell.get("display_active"),
@@ -186,21 +199,26 @@ def from_csv(source: str) -> dict[str, Any]:
 
 def from_table(source: str) -> dict[str, Any]:
     """The boxed summary that bare `nvidia-smi` draws; the last resort, since it cuts long names."""
-    head = re.search(r"Driver Version:\s*(\S+)\s+CUDA Version:\s*(\S+)", source)
+    head = {
+        f"{what.lower()}_version": version
+        for what, version in re.findall(r"(Driver|KMD|CUDA)(?: UMD)? Version:\s*([^\s|]+)", source)
+    }
     found: list[dict[str, Any]] = []
     for line in source.splitlines()[:2000]:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == 4:
+            _add_slice(cells, found)
         if len(cells) != 3:
             continue
         first = re.match(r"(\d{1,4})\s+(.{1,80}?)\s+(On|Off|N/A|WDDM|TCC)$", cells[0])
         if first is not None:
-            bus = re.match(r"([0-9A-Fa-f]{8}:\S+)\s+(On|Off)", cells[1])
+            bus = re.match(r"([0-9A-Fa-f]{4,8}:\S+)\s+(On|Off|N/A)", cells[1])
             found.append(
                 {
                     "index": first.group(1),
                     "name": first.group(2),
                     "bus_id": bus.group(1) if bus else "",
-                    "display_active": {"On": True, "Off": False}.get(bus.group(2)) if bus else None,
+                    "display_active": {"On": True, "Off": False}.get(bus.group(2) if bus else ""),
                     "driver_model": first.group(3) if first.group(3) in {"WDDM", "TCC"} else "",
                 }
             )
@@ -210,8 +228,15 @@ def from_table(source: str) -> dict[str, Any]:
                 found[-1]["used"], found[-1]["total"] = size(memory[1]), size(memory[2])
         elif found and cells[2] in {"Enabled", "Disabled"}:
             found[-1]["mig_mode"] = cells[2]
-    return {
-        "driver_version": head.group(1) if head else None,
-        "cuda_version": head.group(2) if head else None,
-        "gpus": found,
-    }
+    return {**_versions(head), "gpus": found}
+
+
+def _add_slice(cells: list[str], found: list[dict[str, Any]]) -> None:
+    """One row of the `MIG devices` box: card, instances, number; its memory."""
+    numbers = re.fullmatch(r"(\d{1,4})\s+(\d{1,4})\s+\d{1,4}\s+(\d{1,4})", cells[0])
+    memory = re.search(r"(\d{1,9}MiB)\s*/\s*(\d{1,9}MiB)", cells[1])
+    card = next((card for card in found if numbers and card["index"] == numbers[1]), None)
+    if numbers is not None and memory is not None and card is not None:
+        part = {"index": numbers[3], "gpu_instance_id": numbers[2]}
+        part |= {"used": size(memory[1]), "total": size(memory[2])}
+        card.setdefault("mig_devices", []).append(part)

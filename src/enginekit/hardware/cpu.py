@@ -147,12 +147,15 @@ def parse_lscpu(source: str) -> Cpu:
     """`lscpu`, in English."""
     facts: dict[str, str] = {}
     kinds: list[dict[str, str]] = []
-    for key, value in pairs(source):
+    # The flags may be wrapped, and only the first of their lines has a colon.
+    for key, value in pairs(re.sub(r"\n {12,}(?=[^:\n]*(?:\n|$))", " ", source)):
         if key == "Model name":
             kinds.append({"Model name": value})
         elif kinds:
             kinds[-1].setdefault(key, value)
         facts.setdefault(key, value)
+    if len(kinds) < 2:  # util-linux before 2.37 counts cores above the name, which may be missing
+        kinds = [{"Model name": "", **facts}]
     counted = [(kind["Model name"], _lscpu_cores(kind)) for kind in kinds]
     physical = sum(count or 0 for _, count in counted) or None
     parts = [name for name, count in counted for _ in range(min(count or 0, 8192))]

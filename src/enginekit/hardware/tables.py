@@ -116,7 +116,8 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
 
     A name that the tool cut (`NVIDIA RTX 6000 Ada Gene...`) is looked up without its last word.
 
-    None if no card of that name has about that much memory (a fifth more or less).
+    None if no card of that name has about that much memory (a fifth more or less) or, the name
+    being whole, twice as much: such cards carry chips of twice the size on the same bus.
     """
     cut = name.rstrip().endswith("...")
     wanted = normalised(name.rstrip(". "))
@@ -130,6 +131,9 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
         for row in found
         if row.memory_bytes is None or abs(row.memory_bytes - total_bytes) * 5 <= row.memory_bytes
     ]
+    if not close and len(found) == 1 and not cut and found[0].memory_bytes:
+        doubled = 2 * found[0].memory_bytes
+        close = [row for row in found if abs(doubled - total_bytes) * 20 <= doubled]
     return min(
         close, key=lambda row: abs((row.memory_bytes or total_bytes) - total_bytes), default=None
     )
