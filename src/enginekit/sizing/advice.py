@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 from enginekit.facts.machine import Machine
@@ -127,6 +128,7 @@ def _smaller_context(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
     return [_fix(f"context {tokens}", "less past is seen", flag, sizer, place)]
 
 
+@cache
 def bits(name: str) -> float:
     """Typical bits per weight of a quantization, for comparing two."""
     if is_gguf(name):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from operator import mul, sub
 from typing import NamedTuple
 
 from enginekit.facts.model import ModelSpec
@@ -11,7 +10,7 @@ from enginekit.sizing.budget import Device, Devices
 from enginekit.sizing.calibration import NONE
 from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
 from enginekit.sizing.offload import copied
-from enginekit.sizing.outcome import Amount, DevicePlan, Verdict, Where
+from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import MIB, Policy, Triple
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
 from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, stream, weight_table
@@ -33,8 +32,7 @@ class Setting(NamedTuple):
     cache_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(NamedTuple):
     """Bytes on one device beside its weights."""
 
     device: Device
@@ -82,6 +80,10 @@ class _Row(NamedTuple):
     """Whether it is a host with the inputs of GPUs instead of a compute buffer."""
 
 
+_Line = tuple[_Row, int, int]
+"""With the weights: expected and high of all that does not depend on context and slots."""
+
+
 class _Load(NamedTuple):
     """What a context with its slots costs wherever it lies."""
 
@@ -110,8 +112,12 @@ class Allocation:
         self._tables: dict[str, WeightTable] = {}
         self._caches: dict[str, CacheTable] = {}
         self._loads: dict[tuple[int, int, int], _Load] = {}
-        self._rows: dict[tuple[Placement, str], tuple[_Row, ...]] = {}
-        self._lines: dict[tuple[Placement, str, str], tuple[tuple[_Row, int, int], ...]] = {}
+        self._rows: dict[tuple[tuple[int, ...], str], tuple[_Row, ...]] = {}
+        self._alike: dict[tuple[tuple[int, ...], str], list[tuple[_Row, list[int]]]] = {}
+        self._lines: dict[tuple[Placement, str, str], list[_Line]] = {}
+        self._needs: dict[tuple[tuple[int, ...], int, int, str, int], tuple[Needs, ...]] = {}
+        self._wholes: list[Placement] = []
+        self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
         self._runtimes: dict[str, Triple] = {}
         self._places: dict[tuple[int, int, int], Placement] = {}
         self._copies: dict[tuple[str, Placement], int] = {}
@@ -130,25 +136,24 @@ class Allocation:
             found = self._caches[cache_type] = cache_table(self.spec, cache_type)
         return found
 
-    def weights_on(self, quantization: str, place: Placement) -> tuple[int, ...]:
+    def weights_on(self, quantization: str, place: Placement) -> list[int]:
         """Weight bytes of each GPU in use, then of the host."""
         table = self.weights(quantization)
         layers, experts, moved = table.layers, table.experts, place.host_experts
-        sizes = []
-        for first, last in zip(place.bounds, place.bounds[1:], strict=False):
-            size = layers[last] - layers[first]
-            if moved > first:
-                size -= experts[min(moved, last)] - experts[first]
-            sizes.append(size)
+        # What of the layers before each bound is on GPUs, had the GPUs all layers.
+        before = [layers[bound] for bound in place.bounds]
+        if moved:
+            cut = [bound if bound < moved else moved for bound in place.bounds]
+            before = list(map(sub, before, [experts[bound] for bound in cut]))
+        sizes = list(map(sub, before[1:], before))
         start = place.host_layers
-        host = table.embedding + layers[start]
-        if moved > start:
-            host += experts[moved] - experts[start]
+        host = table.embedding + layers[start] + experts[max(moved, start)] - experts[start]
         if sizes:
             sizes[-1] += table.tail
         else:
             host += table.tail - table.tied_copy
-        return (*sizes, host)
+        sizes.append(host)
+        return sizes
 
     def copied(self, quantization: str, place: Placement) -> int:
         """Bytes in the first GPU's compute buffer for weights that lie in host memory."""
@@ -162,32 +167,32 @@ class Allocation:
 
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
-        load = self._load(setting.context, setting.users, place.copies)
-        cache, projector = self.cache(setting.cache_type), self._projector()
-        parts = list(zip(place.bounds, place.bounds[1:], strict=False))
-        parts.append((0, place.host_layers))
         copy = self.copied(setting.quantization, place)
-        first_buffer = (load.buffer[0], load.buffer[1] + copy, load.buffer[2] + copy)
-        found = []
-        for number, device in enumerate((*place.gpus, self.devices.host)):
-            first, last = parts[number] if self.sized else (0, 0)
-            attention = sum(
-                (sums[last] - sums[first]) * cells
-                for (_, sums), cells in zip(cache.windows, load.cells, strict=True)
-            )
-            beside = device.host and bool(place.gpus) and not place.host_layers
-            found.append(
+        key = (place.bounds, setting.context, setting.users, setting.cache_type, copy)
+        found = self._needs.get(key)
+        if found is not None:
+            return found
+        load = self._load(setting.context, setting.users, place.copies)
+        buffer, projector = load.buffer, self._projector()
+        buffer = (buffer[0], buffer[1] + copy, buffer[2] + copy)
+        needs = []
+        for device, row in zip(
+            (*place.gpus, self.devices.host), self.rows(place, setting.cache_type), strict=True
+        ):
+            needs.append(
                 Needs(
                     device=device,
-                    attention=attention,
-                    doubt=0 if cache.known else int(cache.doubtful(first, last) * load.context),
-                    state=(cache.state[last] - cache.state[first]) * setting.users,
-                    compute=load.beside if beside else load.buffer if number else first_buffer,
-                    projector=projector if number == 0 else _NOTHING,
+                    attention=sum(map(mul, row.cells, load.cells)),
+                    doubt=int(row.doubt * load.context),
+                    state=row.state * setting.users,
+                    compute=load.beside if row.beside else buffer,
+                    projector=projector,
                     runtime=self._runtime(device),
                 )
             )
-        return tuple(found)
+            projector, buffer = _NOTHING, load.buffer
+        found = self._needs[key] = tuple(needs)
+        return found
 
     def _load(self, tokens: int, slots: int, copies: int) -> _Load:
         """What so many tokens per slot cost wherever they lie."""
@@ -225,11 +230,13 @@ class Allocation:
 
     def rows(self, place: Placement, cache_type: str) -> tuple[_Row, ...]:
         """The devices of a placement, the GPUs first, the host last."""
-        found = self._rows.get((place, cache_type))
+        # Of so many GPUs it is always the first ones, so the bounds name them.
+        key = (place.bounds, cache_type)
+        found = self._rows.get(key)
         if found is not None:
             return found
         cache, image = self.cache(cache_type), self._projector()
-        parts = [*zip(place.bounds, place.bounds[1:], strict=False), (0, place.host_layers)]
+        parts = [*place.parts, (0, place.host_layers)]
         rows = []
         for device, part in zip((*place.gpus, self.devices.host), parts, strict=True):
             first, last = part if self.sized else (0, 0)
@@ -249,38 +256,47 @@ class Allocation:
                 )
             )
             image = _NOTHING
-        found = self._rows[place, cache_type] = tuple(rows)
+        found = self._rows[key] = tuple(rows)
         return found
 
-    def _line(
-        self, place: Placement, quantization: str, cache_type: str
-    ) -> tuple[tuple[_Row, int, int], ...]:
-        """Rows with their weights, expected and high; of GPUs that are alike the fullest only."""
+    def _kinds(self, place: Placement, cache_type: str) -> list[tuple[_Row, list[int]]]:
+        """Rows with the numbers of the devices that they stand for.
+
+        Of GPUs that are alike the fullest decides; but each that borrows from the host counts.
+        """
+        key = (place.bounds, cache_type)
+        found = self._alike.get(key)
+        if found is None:
+            rows = self.rows(place, cache_type)
+            if place.borrows:
+                found = [(row, [number]) for number, row in enumerate(rows)]
+            else:
+                numbers: dict[_Row, list[int]] = {}
+                for number, row in enumerate(rows):
+                    numbers.setdefault(row, []).append(number)
+                found = list(numbers.items())
+            self._alike[key] = found
+        return found
+
+    def _line(self, place: Placement, quantization: str, cache_type: str) -> list[_Line]:
+        """The rows of a placement with their weights, expected and high."""
         key = (place, quantization, cache_type)
         found = self._lines.get(key)
         if found is None:
             widest = self.weights(quantization).high
-            pairs = list(
-                zip(self.rows(place, cache_type), self.weights_on(quantization, place), strict=True)
-            )
+            sizes = self.weights_on(quantization, place)
+            wide = [int(size * widest) for size in sizes]
             copy = self.copied(quantization, place)
             if copy:
                 # Beside the weights of the first GPU, not multiplied by their doubt.
-                first, size = pairs[0]
-                pairs[0] = (
-                    first._replace(expected=first.expected + copy, high=first.high + copy),
-                    size,
-                )
-            if len(pairs) > 2 and not any(row.carve_out >= 0 for row, _ in pairs):
-                # GPUs that are alike: the fullest decides. One that borrows from the host counts.
-                most: dict[_Row, int] = {}
-                for row, size in pairs:
-                    if size > most.get(row, -1):
-                        most[row] = size
-                pairs = list(most.items())
-            found = self._lines[key] = tuple(
-                [(row, size, int(size * widest)) for row, size in pairs]
-            )
+                sizes[0] += copy
+                wide[0] += copy
+            found = []
+            for row, numbers in self._kinds(place, cache_type):
+                size = max([sizes[number] for number in numbers])
+                high = max([wide[number] for number in numbers])
+                found.append((row, size + row.expected, high + row.high))
+            self._lines[key] = found
         return found
 
     def _runtime(self, device: Device) -> Triple:
@@ -301,23 +317,21 @@ class Allocation:
         """Bytes by which the tightest device is over; 0 or less when everything has its place.
 
         With `margin` the rule of verdict `fits`, without it the rule of `tight`. The same sums as
-        `devices_of`, written for the thousands of times that a search asks.
+        `terms.allocated_devices`, written for the thousands of times that a search asks.
         """
         quantization, tokens, slots, cache_type = setting
         context, cells, buffers, beside = self._load(tokens, slots, place.copies)
         _, device_expected, device_high = buffers
         over, lent_expected, lent_high = -(1 << 62), 0, 0
-        for row, size, wide in self._line(place, quantization, cache_type):
-            limit, kept, kinds, state, doubt, expected, high, carve_out, host, inputs = row
-            rest = state * slots
-            for per_cell, count in zip(kinds, cells, strict=True):
-                rest += per_cell * count
+        for row, expected, high in self._line(place, quantization, cache_type):
+            limit, kept, kinds, state, doubt, _, _, carve_out, host, inputs = row
+            rest = sum(map(mul, kinds, cells)) + state * slots
             if inputs:
-                expected += size + rest + beside[1]
-                high += wide + rest + beside[2]
+                expected += rest + beside[1]
+                high += rest + beside[2]
             else:
-                expected += size + rest + device_expected
-                high += wide + rest + device_high
+                expected += rest + device_expected
+                high += rest + device_high
             if doubt:
                 high += int(doubt * context)
             if carve_out >= 0:
@@ -334,41 +348,6 @@ class Allocation:
                 over = missing
         return over
 
-    def grade(
-        self, setting: Setting, place: Placement, quantizations: Sequence[str]
-    ) -> list[Verdict]:
-        """The verdict of each quantization, everything else as set."""
-        rows = self.rows(place, setting.cache_type)
-        if any(row.carve_out >= 0 for row in rows):
-            tried = [setting._replace(quantization=name) for name in quantizations]
-            return [
-                "fits" if self.excess(one, place) <= 0
-                else "tight" if self.excess(one, place, margin=False) <= 0
-                else "no"
-                for one in tried
-            ]  # fmt: skip
-        own = self.copied(setting.quantization, place)
-        rooms = [
-            (need.device.limit, need.device.margin, need.expected, need.high)
-            for need in self.needs(setting, place)
-        ]
-        verdicts: list[Verdict] = []
-        for name in quantizations:
-            widest = self.weights(name).high
-            more = self.copied(name, place) - own
-            verdict: Verdict = "fits"
-            for size, (limit, kept, expected, high) in zip(
-                self.weights_on(name, place), rooms, strict=True
-            ):
-                expected, high, more = expected + more, high + more, 0
-                if size + expected > limit:
-                    verdict = "no"
-                    break
-                if size + expected + kept > limit or int(size * widest) + high > limit:
-                    verdict = "tight"
-            verdicts.append(verdict)
-        return verdicts
-
     # Placements -------------------------------------------------------------------------------
 
     def whole(self, count: int) -> Placement:
@@ -379,20 +358,52 @@ class Allocation:
         key = (count, first, moved)
         found = self._places.get(key)
         if found is None:
-            gpus = self.devices.gpus[:count]
-            found = self._places[key] = layered(self.n, gpus, first, host_experts=moved)
+            if moved:
+                base = self._placed(count, first, 0)
+                found = Placement(
+                    gpus=base.gpus, bounds=base.bounds, host_experts=moved, copies=base.copies
+                )
+            else:
+                found = layered(self.n, self.devices.gpus[:count], first)
+            self._places[key] = found
         return found
 
     def places(self) -> list[Placement]:
         """Everything on GPUs: 1, 2, 4, … of them; the CPU where there are none."""
-        counts = gpu_counts(len(self.devices.gpus))
-        return [self.whole(count) for count in counts] or [self.whole(0)]
+        if not self._wholes:
+            counts = gpu_counts(len(self.devices.gpus))
+            self._wholes = [self.whole(count) for count in counts or (0,)]
+        return self._wholes
+
+    def roomy(self, quantization: str) -> list[Placement]:
+        """Of `places()` those that can hold the weights; no context or cache helps the others."""
+        table = self.weights(quantization)
+        size = table.layers[-1] + table.tail
+        return [place for place in self.places() if not place.gpus or size <= place.room]
+
+    def with_host(self, quantization: str) -> list[Placement]:
+        """Where all weights that can be are in host memory: layers, or experts only."""
+        gpus, host = self.devices.gpus, self.devices.host
+        if not gpus or not self.policy.offload:
+            return []
+        room = host.limit + sum([gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus])
+        if self.weights(quantization).found.total >= room:
+            return []
+        places = [self.whole(0)]
+        if self.spec.experts is not None:
+            places.append(self.without_experts(self.n))
+        return places
 
     def offloaded(self, setting: Setting, *, margin: bool = True) -> Placement | None:
         """The placement that keeps most on the GPUs when not all of it fits there."""
-        gpus = self.devices.gpus
-        if not gpus or not self.policy.offload:
+        if not self.devices.gpus or not self.policy.offload:
             return None
+        key = (setting, margin)
+        if key not in self._offloaded:
+            self._offloaded[key] = self._offload(setting, margin)
+        return self._offloaded[key]
+
+    def _offload(self, setting: Setting, margin: bool) -> Placement | None:
 
         def over(place: Placement) -> int:
             return self.excess(setting, place, margin=margin)
@@ -401,7 +412,7 @@ class Allocation:
             least = largest(lambda left: over(self.without_experts(self.n - left)), 0, self.n)
             if least >= 0:
                 return self.without_experts(self.n - least)
-        count = len(gpus)
+        count = len(self.devices.gpus)
         layers = largest(lambda kept: over(self._placed(count, self.n - kept, 0)), 1, self.n - 1)
         if layers >= 1:
             return self._placed(count, self.n - layers, 0)
@@ -430,60 +441,3 @@ class Allocation:
         if place.host_layers:
             return "partly on GPU"
         return "one GPU" if len(place.gpus) == 1 else "several GPUs"
-
-    # Presentation -----------------------------------------------------------------------------
-
-    def devices_of(self, setting: Setting, place: Placement) -> tuple[DevicePlan, ...]:
-        """The result, device by device."""
-        weights, cache = self.weights(setting.quantization), self.cache(setting.cache_type)
-        doubtful = "unknown attention layout: from nothing to a cell for every query head"
-        shown = []
-        sizes = self.weights_on(setting.quantization, place)
-        for number, (size, need) in enumerate(zip(sizes, self.needs(setting, place), strict=True)):
-            device = need.device
-            terms = {
-                "weights": Amount(
-                    low=int(size * weights.low),
-                    expected=size,
-                    high=int(size * weights.high),
-                    reason=weights.found.reason,
-                ),
-                "cache": Amount(
-                    low=need.attention if cache.known else 0,
-                    expected=need.attention,
-                    high=need.attention + need.doubt,
-                    reason="equal to the engine's own figure" if cache.known else doubtful,
-                ),
-                "state": _exact(need.state, "fixed per slot"),
-                "compute": _amount(need.compute, "closed form; CUDA builds need up to 15 % less"),
-                "projector": _amount(need.projector, "encoder buffers grow with the image"),
-                "runtime": _amount(need.runtime, f"{device.backend} context of the process"),
-            }
-            layers = None
-            if not device.host:
-                layers = (place.bounds[number], place.bounds[number + 1])
-            elif place.host_layers:
-                layers = (0, place.host_layers)
-            shown.append(
-                DevicePlan(
-                    name=device.name,
-                    index=device.index,
-                    backend=device.backend,
-                    terms={name: term for name, term in terms.items() if term.high},
-                    total=device.total,
-                    free=device.free,
-                    limit=device.limit,
-                    margin=device.margin,
-                    budget_reason=device.reason,
-                    layers=layers,
-                )
-            )
-        return tuple(shown)
-
-
-def _exact(size: int, reason: str) -> Amount:
-    return Amount(low=size, expected=size, high=size, reason=reason)
-
-
-def _amount(sizes: Triple, reason: str) -> Amount:
-    return Amount(low=sizes[0], expected=sizes[1], high=sizes[2], reason=reason)

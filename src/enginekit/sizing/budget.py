@@ -6,7 +6,7 @@ system memory and the host draw on one pool; `shared` says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from enginekit.facts.machine import Gpu, Machine
 from enginekit.sizing.policy import GIB, MIB, Backend, Policy
@@ -40,20 +40,19 @@ class Device:
     capability: tuple[int, int] | None = None
     """CUDA compute capability; None if unknown or not NVIDIA's."""
 
-    @property
-    def limit(self) -> int:
-        """The most that can be had: the smaller of free and cap."""
-        return min(self.free, self.cap)
+    limit: int = field(init=False)
+    """The most that can be had: the smaller of free and cap."""
+    budget: int = field(init=False)
+    """What a plan may count on: the limit less the margin."""
+    host: bool = field(init=False)
+    """Whether this is system memory used by the CPU."""
 
-    @property
-    def budget(self) -> int:
-        """What a plan may count on: the limit less the margin."""
-        return max(0, self.limit - self.margin)
-
-    @property
-    def host(self) -> bool:
-        """Whether this is system memory used by the CPU."""
-        return self.index < 0
+    def __post_init__(self) -> None:
+        # Searches read these thousands of times.
+        limit = min(self.free, self.cap)
+        object.__setattr__(self, "limit", limit)
+        object.__setattr__(self, "budget", max(0, limit - self.margin))
+        object.__setattr__(self, "host", self.index < 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,7 +60,7 @@ class DevicePlan:
     @property
     def spare(self) -> int:
         """What the expected size leaves of the limit less margin; negative: so much is missing."""
-        return self.limit - self.margin - self.used.expected
+        return self.limit - self.margin - sum([term.expected for term in self.terms.values()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

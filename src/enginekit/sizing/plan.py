@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Final
 
@@ -22,6 +23,7 @@ from enginekit.sizing.quantization import is_gguf, weight_format
 from enginekit.sizing.speed import NO_SPEED, estimate
 from enginekit.sizing.split import Placement, largest
 from enginekit.sizing.stages import allocated_stages, pooled_stages, shard_words, split_words
+from enginekit.sizing.terms import allocated_devices, pooled_devices
 
 _SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
 """Published formats that GGUF files of the model keep."""
@@ -103,20 +105,20 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
 
 def _with_context(
     sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, asked: int | None
-) -> tuple[Setting, str, int]:
-    """The setting, why it has that context, and the largest context if that was searched, else 0."""
+) -> tuple[Setting, str, int | None]:
+    """The setting, why it has that context, and the largest on GPUs if that was searched."""
     trained = model.context_length or 4096
     if asked is not None:
-        return setting, "as asked", 0
+        return setting, "as asked", None
     if not model.causal:
-        return setting._replace(context=trained), "all that the encoder reads", 0
+        return setting._replace(context=trained), "all that the encoder reads", None
     tiers = sizer.policy.context_tiers
     if tiers:
         memory = sum(gpu.total for gpu in sizer.devices.gpus)
         tokens = next(tokens for least, tokens in tiers if memory >= least)
         why = f"the default for {memory / GIB:.0f} GiB of GPU memory"
-        return setting._replace(context=min(tokens, trained)), why, 0
-    best = _largest_context(sizer, setting, model, offload=False)
+        return setting._replace(context=min(tokens, trained)), why, None
+    best = _context_on_gpus(sizer, setting, model)
     least = min(sizer.policy.least_context, trained)
     if best >= trained:
         return setting._replace(context=trained), "all that it was trained for", best
@@ -125,14 +127,11 @@ def _with_context(
     return setting._replace(context=least), "the least an automatic context is shrunk to", best
 
 
-def _largest_context(
-    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, *, offload: bool = True
-) -> int:
-    """Largest context per user, wholly on GPUs if that is possible at all."""
+def _searched(
+    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec
+) -> Callable[[Placement | Shards], int]:
+    """The largest context per user that a placement holds, as a function."""
     trained = model.context_length or 1 << 17
-    if not model.causal:
-        return trained
-    steps = -(-trained // _STEP)
     quantization, _, users, cache_type = setting
 
     def search(place: Placement | Shards) -> int:
@@ -141,17 +140,31 @@ def _largest_context(
                 sizer, Setting(quantization, min(step * _STEP, trained), users, cache_type), place
             )
 
-        return min(max(largest(over, 1, steps), 0) * _STEP, trained)
+        return min(max(largest(over, 1, -(-trained // _STEP)), 0) * _STEP, trained)
 
-    best = 0
-    places: list[Placement | Shards] = [*sizer.places()]
+    return search
+
+
+def _context_on_gpus(sizer: Allocation | Pooling, setting: Setting, model: ModelSpec) -> int:
+    """Largest context per user with nothing but inputs on the host (on the CPU without GPUs)."""
+    trained = model.context_length or 1 << 17
+    if not model.causal:
+        return trained
+    search, best = _searched(sizer, setting, model), 0
+    places: list[Placement | Shards] = [*sizer.roomy(setting.quantization)]
     for place in reversed(places):
         if excess(sizer, setting._replace(context=min(best + _STEP, trained)), place) <= 0:
             best = search(place)
         if best >= trained:
             return trained
-    if best or not offload or isinstance(sizer, Pooling):
-        return best
+    return best
+
+
+def _context_with_host(sizer: Allocation | Pooling, setting: Setting, model: ModelSpec) -> int:
+    """Largest context per user with layers or experts on the host."""
+    if isinstance(sizer, Pooling):
+        return 0
+    search = _searched(sizer, setting, model)
     for tried in (setting.context or _STEP, _STEP):
         part = sizer.offloaded(setting._replace(context=tried))
         if part is not None:
@@ -163,15 +176,15 @@ def choose(
     sizer: Allocation | Pooling, setting: Setting
 ) -> tuple[Verdict, Placement | Shards | None]:
     """The first placement that fits, else that is tight, else the one to show what is missing."""
-    places = sizer.places()
-    for place in places:
+    places, roomy = sizer.places(), sizer.roomy(setting.quantization)
+    for place in roomy:
         if excess(sizer, setting, place) <= 0:
             return "fits", place
     if isinstance(sizer, Allocation):
         place_off = sizer.offloaded(setting)
         if place_off is not None:
             return "fits", place_off
-    for place in places:
+    for place in roomy:
         if excess(sizer, setting, place, margin=False) <= 0:
             return "tight", place
     if isinstance(sizer, Allocation):
@@ -185,7 +198,7 @@ def _answer(
     sizer: Allocation | Pooling,
     setting: Setting,
     why: str,
-    best: int,
+    best: int | None,
     model: ModelSpec,
     machine: Machine,
     source: str,
@@ -196,7 +209,7 @@ def _answer(
         return _unusable(sizer, setting, why, model, machine)
     if isinstance(sizer, Allocation):
         assert isinstance(place, Placement)
-        shown = sizer.devices_of(setting, place)
+        shown = allocated_devices(sizer, setting, place)
         where = sizer.where(place)
         method = sizer.weights(setting.quantization).found.method
         stages, split = allocated_stages(sizer, setting, place), split_words(place, model)
@@ -205,7 +218,7 @@ def _answer(
         host_layers, host_experts = place.host_layers, place.host_experts
     else:
         assert isinstance(place, Shards)
-        shown = sizer.devices_of(setting, place)
+        shown = pooled_devices(sizer, setting, place)
         where = sizer.where(place)
         method = sizer.weights(setting.quantization).found.method
         stages, split = pooled_stages(sizer, setting, place), shard_words(place)
@@ -213,7 +226,9 @@ def _answer(
         pool_tokens = sizer.tokens(setting, place)
         load = sizer.weights(setting.quantization).found.total
         host_layers = host_experts = 0
-    largest_context = best or _largest_context(sizer, setting, model)
+    if best is None:
+        best = _context_on_gpus(sizer, setting, model)
+    largest_context = best or _context_with_host(sizer, setting, model)
     if verdict == "fits":
         # What was asked may fit on a split with host memory that holds more than the GPUs alone.
         largest_context = max(largest_context, setting.context)
@@ -303,7 +318,7 @@ def _binding(shown: tuple[DevicePlan, ...]) -> str:
 def _most_users(
     sizer: Allocation | Pooling, setting: Setting, place: Placement | Shards, verdict: Verdict
 ) -> int:
-    places: list[Placement | Shards] = [*sizer.places()]
+    places: list[Placement | Shards] = [*sizer.roomy(setting.quantization)]
     offloaded = isinstance(place, Placement) and (place.host_layers or place.host_experts)
     if verdict != "no" and offloaded:
         places = [place]
@@ -329,54 +344,21 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
         names = [sizer.spec.native_format, *narrower]
     if setting.quantization not in names:
         names.insert(0, setting.quantization)
-    if isinstance(sizer, Allocation):
-        return _allocated_ladder(sizer, setting, names)
     result = []
-    places = sizer.places()[::-1]
     for name in names:
         tried = setting._replace(quantization=name)
+        places = sizer.roomy(name)[::-1]
         verdict: Verdict = "no"
-        if any(sizer.excess(tried, place) <= 0 for place in places):
+        if any(excess(sizer, tried, place) <= 0 for place in places):
             verdict = "fits"
-        elif any(sizer.excess(tried, place, margin=False) <= 0 for place in places):
+        elif any(excess(sizer, tried, place, margin=False) <= 0 for place in places):
             verdict = "tight"
+        with_host = verdict == "fits" or (
+            isinstance(sizer, Allocation)
+            and any(sizer.excess(tried, place) <= 0 for place in sizer.with_host(name))
+        )
         size = sizer.weights(name).found.total
-        fits = verdict == "fits"
         result.append(
-            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=fits)
+            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=with_host)
         )
     return tuple(result)
-
-
-def _allocated_ladder(
-    sizer: Allocation, setting: Setting, names: list[str]
-) -> tuple[QuantizationFit, ...]:
-    gpus, host = sizer.devices.gpus, sizer.devices.host
-    found: dict[str, Verdict] = dict.fromkeys(names, "no")
-    for place in sizer.places()[::-1]:
-        left = [name for name, verdict in found.items() if verdict != "fits"]
-        graded = zip(left, sizer.grade(setting, place, left), strict=True)
-        found.update((name, verdict) for name, verdict in graded if verdict != "no")
-    with_host = {name for name, verdict in found.items() if verdict == "fits"}
-    if gpus and sizer.policy.offload:
-        room = host.limit + sum(gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus)
-        places = [sizer.whole(0)]
-        if sizer.spec.experts is not None:
-            places.append(sizer.without_experts(sizer.n))
-        for place in places:
-            left = [
-                name
-                for name in names
-                if name not in with_host and sizer.weights(name).found.total < room
-            ]
-            graded = zip(left, sizer.grade(setting, place, left), strict=True)
-            with_host.update(name for name, verdict in graded if verdict == "fits")
-    return tuple(
-        QuantizationFit(
-            name=name,
-            weight_bytes=sizer.weights(name).found.total,
-            verdict=verdict,
-            with_host=name in with_host,
-        )
-        for name, verdict in found.items()
-    )

@@ -11,7 +11,7 @@ from enginekit.sizing.budget import Device, Devices
 from enginekit.sizing.calibration import NONE
 from enginekit.sizing.compute import compiled_compute, pool_compute, rows_of
 from enginekit.sizing.kv_cache import BlockPool, mlc_cache, vllm_pool
-from enginekit.sizing.outcome import Amount, DevicePlan, Where
+from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
 from enginekit.sizing.shards import padded, whole
 from enginekit.sizing.split import tensor_splits
@@ -84,6 +84,15 @@ class Pooling:
         ]
         if not found and self.policy.cpu:
             found.append(Shards((self.devices.host,), 1, 1))
+        return found
+
+    def roomy(self, quantization: str) -> list[Shards]:
+        """Of `places()` those that can hold the weights; no context or cache helps the others."""
+        found = []
+        for place in self.places():
+            size = self.weights(quantization, place.tensor).layers[-1]
+            if size <= sum([gpu.limit for gpu in place.gpus]):
+                found.append(place)
         return found
 
     def rows(self, place: Shards, users: int) -> tuple[int, int]:
@@ -200,54 +209,3 @@ class Pooling:
         if place.gpus[0].host:
             return "CPU"
         return "one GPU" if len(place.gpus) == 1 else "several GPUs"
-
-    def devices_of(self, setting: Setting, place: Shards) -> tuple[DevicePlan, ...]:
-        """The result, device by device; all GPUs of a group look alike."""
-        fixed = self.fixed(setting, place)
-        expected, high = self.request(setting, place)
-        table = self.weights(setting.quantization)
-        sequences = self.rows(place, setting.users)[1]
-        users = max(setting.users, 1)
-        unknown = not self.spec.known_layout
-        reason = "unknown attention layout" if unknown else "whole blocks, all users at full length"
-        terms = {
-            "weights": _amount(fixed.weights, table.found.reason),
-            "cache": Amount(
-                low=0 if unknown else expected * users,
-                expected=expected * users,
-                high=high * users,
-                reason=reason,
-            ),
-            "compute": _amount(
-                fixed.compute,
-                f"{sequences} rows of {self.spec.vocab} logits when sampling; newer kernels need "
-                "a third",
-            ),
-            "runtime": _amount(fixed.runtime, f"{place.gpus[0].backend} libraries of the process"),
-        }
-        per_stage = self.spec.n_layers // max(place.pipeline, 1)
-        return tuple(
-            DevicePlan(
-                name=gpu.name,
-                index=gpu.index,
-                backend=gpu.backend,
-                terms={name: term for name, term in terms.items() if term.high},
-                total=gpu.total,
-                free=gpu.free,
-                limit=gpu.limit,
-                margin=gpu.margin,
-                budget_reason=gpu.reason,
-                layers=(
-                    (number // place.tensor) * per_stage,
-                    (number // place.tensor + 1) * per_stage
-                    if number // place.tensor < place.pipeline - 1
-                    else self.spec.n_layers,
-                ),
-                pool=max(gpu.budget - fixed.total(1), 0),
-            )
-            for number, gpu in enumerate(place.gpus)
-        )
-
-
-def _amount(sizes: Triple, reason: str) -> Amount:
-    return Amount(low=sizes[0], expected=sizes[1], high=sizes[2], reason=reason)

@@ -8,9 +8,8 @@ estimate without a known bandwidth is None, not a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.outcome import Rate, Speed
@@ -62,8 +61,7 @@ _SSD: Final[Band] = (0.5e9, 3e9, 7e9)
 _PCIE: Final[Band] = (12e9, 25e9, 50e9)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class Stage(NamedTuple):
     """What one device does for each token; devices of a layer split take turns."""
 
     backend: str
@@ -120,11 +118,11 @@ def estimate(
         startup: seconds beside reading.
         wide: whether 16- or 8-bit matrix units do the prompt (pool engines).
     """
-    decode = _rate(spec, stages, quantization, min(context, 512), 1)
-    full = _rate(spec, stages, quantization, context, 1)
-    total = _rate(spec, stages, quantization, context // 2 if users > 1 else context, users)
-    if users == 1:
-        total = decode
+    reached = [efficiency(stage, spec, quantization) for stage in stages]
+    decode = total = _rate(spec, stages, reached, min(context, 512), 1)
+    full = _rate(spec, stages, reached, context, 1)
+    if users > 1:
+        total = _rate(spec, stages, reached, context // 2, users)
     seconds = tuple(
         load_bytes / _SSD[2 - i] + load_bytes / _PCIE[2 - i] + startup[i] for i in range(3)
     )
@@ -152,27 +150,29 @@ def efficiency(stage: Stage, spec: ModelSpec, quantization: str) -> Band:
 
 
 def _rate(
-    spec: ModelSpec, stages: Sequence[Stage], quantization: str, depth: int, users: int
+    spec: ModelSpec, stages: Sequence[Stage], reached: Sequence[Band], depth: int, users: int
 ) -> Rate | None:
-    found = []
     active = spec.params_active or spec.params_total
-    for which in range(3):
-        seconds = 0.0
-        for stage in stages:
-            if not stage.bandwidth:
-                return None
-            read = stage.weights if users == 1 else stage.weights_batch
-            read += int((stage.cache_per_token * depth + 2 * stage.state) * users)
-            reach = efficiency(stage, spec, quantization)[which] * stage.bandwidth * stage.parallel
-            step = read / reach
+    seconds = [0.0, 0.0, 0.0]
+    for stage, reach in zip(stages, reached, strict=True):
+        if not stage.bandwidth:
+            return None
+        read = stage.weights if users == 1 else stage.weights_batch
+        read += int((stage.cache_per_token * depth + 2 * stage.state) * users)
+        exchange = _exchange(spec, stage, users)
+        for which in range(3):
+            step = read / (reach[which] * stage.bandwidth * stage.parallel)
             if users > 1 and stage.flops:
                 share = (0.3, 0.4, 0.5)[which]
                 work = 2 * active * stage.share * users / (stage.flops * stage.parallel * share)
                 step = max(step, work)
-            seconds += step + _exchange(spec, stage, users)
-        seconds += _step(stages[-1].backend, 2 - which, sum(stage.weights for stage in stages))
-        found.append(users / seconds)
-    return Rate(low=found[0], expected=found[1], high=found[2])
+            seconds[which] += step + exchange
+    weights = sum(stage.weights for stage in stages)
+    low, expected, high = (
+        users / (taken + _step(stages[-1].backend, 2 - which, weights))
+        for which, taken in enumerate(seconds)
+    )
+    return Rate(low=low, expected=expected, high=high)
 
 
 def _exchange(spec: ModelSpec, stage: Stage, users: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device
@@ -27,6 +28,21 @@ class Placement:
     def host_layers(self) -> int:
         """Whole layers in host memory."""
         return self.bounds[0]
+
+    @property
+    def room(self) -> int:
+        """What its GPUs can hold together."""
+        return sum([gpu.limit for gpu in self.gpus])
+
+    @property
+    def parts(self) -> list[tuple[int, int]]:
+        """First layer and the one after the last of each GPU."""
+        return list(pairwise(self.bounds))
+
+    @property
+    def borrows(self) -> bool:
+        """Whether its GPUs draw on the host's memory; those of one plan are of one kind."""
+        return bool(self.gpus) and self.gpus[0].shared
 
 
 def layered(
