@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from enginekit.catalog import _gguf_spec, gguf, hf_config, ollama_show, safetensors
@@ -20,19 +19,9 @@ from enginekit.sizing.kv_cache import llamacpp_cache, vllm_pool
 from enginekit.sizing.weights import weights
 from tests.catalog.configs import CATALOG, OTHERS
 from tests.catalog.gguf_writer import header, text
-from tests.support.soak import examples, seconds
+from tests.support.soak import fuzz, seconds
 
 pytestmark = pytest.mark.timeout(seconds(120))
-
-_settings = settings(
-    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-
-
-def fuzz(test: Callable[..., None]) -> Callable[..., None]:
-    """A test that takes many more examples in a soak run."""
-    return pytest.mark.soak(_settings(test))
-
 
 PLAIN = {
     "general.architecture": "llama",
@@ -62,7 +51,7 @@ def read_gguf(data: bytes, size: int | None) -> None:
     llamacpp_cache(spec, 4096)
 
 
-@fuzz
+@fuzz(300)
 @given(
     cut=st.integers(0, len(GGUF)),
     patches=st.lists(st.tuples(st.integers(0, len(GGUF) - 1), st.binary(max_size=9)), max_size=4),
@@ -77,7 +66,7 @@ def test_a_damaged_gguf_is_read_or_refused(
     read_gguf(bytes(data[:cut]), cut if known else None)
 
 
-@fuzz
+@fuzz(300)
 @given(
     counts=st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)),
     body=st.binary(max_size=300),
@@ -89,6 +78,15 @@ def test_random_bytes_after_a_good_start(counts: tuple[int, int], body: bytes, o
     read_gguf(data, len(data))
 
 
+AWKWARD: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 3, 7, 64, 4096, 2**31, 2**53 + 1, 2**63, 2**64 - 1, -(2**70),
+    0.0, -0.0, 0.5, 1.0, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"),
+    "", "a", "0", "64", "-1", "F16", "BF16", "llama", "full_attention", "sliding_attention", "\0",
+    [], [0], [1, 1], [None], ["a"], [[1]], [0, 2**64], [True, False], [-1, 1.5],
+    {}, {"": None}, {"a": [1]}, {"bits": 0}, {"quant_method": "awq"}, {"0": {"0": {}}},
+)  # fmt: skip
+"""What a value could wrongly be; one choice costs a tenth of what composing it does."""
+
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -96,18 +94,21 @@ SCALARS = st.one_of(
     st.floats(),
     st.text(max_size=6),
 )
-VALUES = st.recursive(
+COMPOSED = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=6), inner, max_size=3)
     ),
     max_leaves=6,
 )
+NEAR = st.integers(-3, 70)
+AWKWARD_ONES = st.sampled_from(AWKWARD)
+VALUES = st.one_of(AWKWARD_ONES, NEAR, AWKWARD_ONES, st.lists(NEAR, max_size=3), COMPOSED)
 CONFIGS = [*CATALOG.values(), *(config for config, *_ in OTHERS.values())]
 KEYS = sorted({key for config in CONFIGS for key in [*config, *config.get("text_config", {})]})
 
 
-@fuzz
+@fuzz(300)
 @given(
     base=st.sampled_from(CONFIGS),
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=4),
@@ -131,8 +132,8 @@ def test_a_config_with_wrong_values_is_read_or_refused(
     assert vllm_pool(spec, 4096).request >= 0
 
 
-@fuzz
-@given(config=st.dictionaries(st.text(max_size=12), VALUES, max_size=5))
+@fuzz(300)
+@given(config=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=12), VALUES, max_size=5))
 def test_any_json_object_is_a_config_or_an_error(config: dict[str, Any]) -> None:
     try:
         spec = hf_config.to_spec(config)
@@ -144,7 +145,7 @@ def test_any_json_object_is_a_config_or_an_error(config: dict[str, Any]) -> None
 TENSOR = {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}
 
 
-@fuzz
+@fuzz(300)
 @given(
     entry=st.fixed_dictionaries(
         {},
@@ -174,7 +175,7 @@ def test_a_safetensors_header_with_wrong_values(
     assert all(tensor.bytes >= 0 for tensor in found)
 
 
-@fuzz
+@fuzz(300)
 @given(raw=st.binary(max_size=200), length=st.integers(0, 300))
 def test_random_bytes_as_safetensors(raw: bytes, length: int) -> None:
     data = length.to_bytes(8, "little") + raw
@@ -187,7 +188,7 @@ def test_random_bytes_as_safetensors(raw: bytes, length: int) -> None:
     assert sum(tensor.bytes for tensor in found) <= len(raw) - length
 
 
-@fuzz
+@fuzz(300)
 @given(
     info=st.dictionaries(st.sampled_from(sorted(PLAIN)), VALUES, max_size=6),
     details=VALUES,
@@ -204,7 +205,7 @@ def test_any_ollama_answer_is_described_or_refused(
     assert weights(spec).total >= 0
 
 
-@fuzz
+@fuzz(300)
 @given(name=st.text(max_size=40))
 def test_any_name_is_found_or_not(name: str) -> None:
     from enginekit.catalog import find, get

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from enginekit.drivers import framing
 from enginekit.drivers.framing import NDJSON, SSE, Frames, Whole
 from enginekit.errors import MalformedReply
-from tests.support.soak import examples, seconds
+from tests.support.soak import fuzz, seconds
 
 ENDS = ("\n", "\r\n", "\r")
 LINE = st.one_of(
@@ -60,9 +60,8 @@ def cut(frames: Frames, body: bytes, cuts: list[int]) -> tuple[list[bytes], byte
     return events, frames.eof()
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(seconds(120))
-@settings(max_examples=examples(400), deadline=None)
+@fuzz(400)
 @given(STREAM, CUTS)
 @example(b"data: a\r\n\r\ndata: b\r\r", [8, 9, 10])
 @example(b"data: a\n\r\n\n\n", [])
@@ -116,9 +115,8 @@ def test_a_last_event_without_its_blank_line_is_left_over():
     assert frames.eof() is None
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(seconds(120))
-@settings(max_examples=examples(200), deadline=None)
+@fuzz(200)
 @given(st.lists(st.binary(max_size=6).map(lambda b: b.replace(b"\n", b"?")), max_size=8), CUTS)
 def test_json_lines_however_they_are_cut(lines, cuts):
     body = b"\n".join(lines)

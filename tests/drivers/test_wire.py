@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from enginekit.drivers._errors import EndedEarlyError, NotHTTPError
 from enginekit.drivers._wire import Incoming, Wire
-from tests.support.soak import examples, seconds
+from tests.support.soak import fuzz, seconds
 
 
 class Script:
@@ -40,9 +40,8 @@ def pieces_of(raw: bytes, cuts: list[int]) -> list[bytes]:
     return [raw[a:b] for a, b in zip(edges, edges[1:])]  # noqa: RUF007
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(seconds(120))
-@settings(max_examples=examples(300), deadline=None)
+@fuzz(300)
 @given(
     st.lists(st.binary(min_size=1, max_size=40), max_size=8),
     st.lists(st.integers(0, 2000), max_size=20),
@@ -62,9 +61,8 @@ def test_chunked_bodies_however_they_are_cut(chunks, cuts, extension, trailer, a
     assert answer.reusable == (not after), "what nobody asked for makes a connection unusable"
 
 
-@pytest.mark.soak
 @pytest.mark.timeout(seconds(120))
-@settings(max_examples=examples(200), deadline=None)
+@fuzz(200)
 @given(st.binary(max_size=60), st.lists(st.integers(0, 200), max_size=10), st.integers(0, 60))
 def test_bodies_with_a_length_however_they_are_cut(body, cuts, short):
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)

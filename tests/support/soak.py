@@ -7,17 +7,45 @@ when the tests are collected, before the test environment is cleaned.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 SOAK = os.environ.get("ENGINEKIT_SOAK", "") not in ("", "0")
-FUZZ = 100_000
-"""Examples of each fuzz test in a soak run."""
-
-
-def examples(usual: int) -> int:
-    """How many examples a fuzz test takes."""
-    return FUZZ if SOAK else usual
+FUZZ, ROUNDS = 100_000, 10
+"""Examples of each fuzz test in a soak run, and in how many rounds: hypothesis remembers all that it
+drew, 15 kB an example."""
 
 
 def seconds(usual: int) -> int:
     """How long a test may take before it counts as hung: an hour in a soak run."""
     return 3600 if SOAK else usual
+
+
+def fuzz(usual: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Mark a hypothesis test that takes `usual` examples, and `FUZZ` of them in a soak run."""
+
+    def marked(test: Callable[..., None]) -> Callable[..., None]:
+        limits = settings(
+            max_examples=FUZZ // ROUNDS if SOAK else usual,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        )
+        if not SOAK:
+            return pytest.mark.soak(limits(test))
+        # Where CI is set hypothesis would draw the same examples in every round.
+        one_round = settings(limits, derandomize=False)(test)
+
+        def soaked() -> None:
+            for _ in range(ROUNDS):
+                one_round()
+
+        soaked.__name__, soaked.__doc__, soaked.__module__ = (
+            test.__name__,
+            test.__doc__,
+            test.__module__,
+        )
+        return pytest.mark.soak(soaked)
+
+    return marked
