@@ -341,5 +341,11 @@ def _vllm_cell(layer: Layer, dtype: str, tensor_parallel: int) -> int:
 
 def mlc_cache(spec: ModelSpec, tokens: int) -> int:
     """Bytes of MLC LLM's cache for so many tokens: f16 K and V of every layer, 1.25 B beside."""
-    per_token = sum(cell_bytes(layer) * count for layer, count in _kinds(spec))
-    return tokens * per_token + tokens * 5 // 4 + state_bytes(spec)
+    per_token, state = _mlc_parts(spec)
+    return tokens * per_token + tokens * 5 // 4 + state
+
+
+@lru_cache(maxsize=2048)
+def _mlc_parts(spec: ModelSpec) -> tuple[int, int]:
+    """Bytes of K and V per token, and of recurrent state."""
+    return sum(cell_bytes(layer) * count for layer, count in _kinds(spec)), state_bytes(spec)

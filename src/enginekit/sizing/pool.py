@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from enginekit.facts.model import ModelSpec
@@ -25,6 +25,15 @@ class Shards:
     gpus: tuple[Device, ...]
     tensor: int
     pipeline: int
+    total: int = field(init=False)
+    """Of the smallest GPU, and what of the tightest can be had and counted on."""
+    limit: int = field(init=False)
+    budget: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("total", "limit", "budget"):
+            least = min([getattr(gpu, name) for gpu in self.gpus])
+            object.__setattr__(self, name, least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +82,14 @@ class Pooling:
         self.eager = eager
         self.calibration = NONE
         self.compiled = "mlc" in policy.formats
+        self._places: tuple[Devices | None, list[Shards]] = (None, [])
         self._fixed: dict[tuple[str, int, int, int, int], Fixed] = {}
 
     def places(self) -> list[Shards]:
         """GPU counts to try, fewest first; the CPU if the policy has such a build."""
+        asked, found = self._places
+        if asked is self.devices:
+            return found
         gpus = self.devices.gpus
         found = [
             Shards(gpus[: tensor * pipeline], tensor, pipeline)
@@ -84,6 +97,7 @@ class Pooling:
         ]
         if not found and self.policy.cpu:
             found.append(Shards((self.devices.host,), 1, 1))
+        self._places = self.devices, found
         return found
 
     def roomy(self, quantization: str) -> list[Shards]:
@@ -97,8 +111,7 @@ class Pooling:
 
     def rows(self, place: Shards, users: int) -> tuple[int, int]:
         """Batched tokens and sequences of the start-up run."""
-        smallest = min((gpu.total for gpu in place.gpus), default=0)
-        tokens, sequences = rows_of(self.policy, smallest)
+        tokens, sequences = rows_of(self.policy, place.total)
         tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
         if self.own_rows is not None:
             return tokens, self.own_rows
@@ -157,8 +170,7 @@ class Pooling:
     def room(self, setting: Setting, place: Shards, which: int = 1, *, margin: bool = True) -> int:
         """Bytes of cache on the tightest GPU; `which` 2 is the cautious figure, 0 the hopeful."""
         fixed = self.fixed(setting, place).total(which)
-        smallest = min(gpu.budget if margin else gpu.limit for gpu in place.gpus)
-        return smallest - fixed
+        return (place.budget if margin else place.limit) - fixed
 
     def request(self, setting: Setting, place: Shards) -> tuple[int, int]:
         """Bytes on each GPU of one request of full length: expected and high."""
@@ -180,11 +192,8 @@ class Pooling:
         expected, high = self.request(setting, place)
         users = max(setting.users, 1)
         over = expected * users - self.room(setting, place, 1, margin=margin)
-        limit = min(
-            (self.policy.token_limit[gpu.backend] for gpu in place.gpus
-             if gpu.backend in self.policy.token_limit),
-            default=0,
-        )  # fmt: skip
+        # The GPUs of one plan are of one kind.
+        limit = self.policy.token_limit.get(place.gpus[0].backend, 0)
         if limit and setting.context * users > limit:
             over = max(over, (setting.context * users - limit) * max(expected, 1) // max(
                 setting.context, 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from enginekit.facts.model import ModelSpec
@@ -23,16 +23,16 @@ class Placement:
     host_experts: int = 0
     copies: int = 1
     """Copies of inputs that llama.cpp keeps for pipelining: 4 over several GPUs."""
+    room: int = field(init=False)
+    """What its GPUs can hold together."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "room", sum([gpu.limit for gpu in self.gpus]))
 
     @property
     def host_layers(self) -> int:
         """Whole layers in host memory."""
         return self.bounds[0]
-
-    @property
-    def room(self) -> int:
-        """What its GPUs can hold together."""
-        return sum([gpu.limit for gpu in self.gpus])
 
     @property
     def parts(self) -> list[tuple[int, int]]:
