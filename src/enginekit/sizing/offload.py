@@ -8,6 +8,7 @@ RAM that does not count it is hundreds of MiB too small.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -36,20 +37,27 @@ def copied(table: WeightTable, place: Placement, spec: ModelSpec) -> int:
     if not place.gpus or place.gpus[0].backend not in _BACKENDS:
         return 0
     gated = spec.experts is None or spec.experts.gated
-    moved = _differences(table.experts, max(place.host_experts, place.host_layers))
-    whole = _differences(table.layers, place.host_layers)
-    dense = [(size - experts) * _FEED_FORWARD for size, experts in zip(whole, moved, strict=False)]
-    return max(_matrix(moved, gated), _matrix(dense, True))
+    experts, dense = _alive(table.layers, table.experts, gated)
+    return max(experts[max(place.host_experts, place.host_layers)], dense[place.host_layers])
 
 
-def _differences(sums: Sequence[int], last: int) -> list[int]:
-    return [after - before for before, after in pairwise(sums[: last + 1])]
+@lru_cache(maxsize=1024)
+def _alive(
+    layers: tuple[int, ...], experts: tuple[int, ...], gated: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The largest copy by the number of layers whose experts, and of those that are wholly, there."""
+    routed = [after - before for before, after in pairwise(experts)]
+    whole = [after - before for before, after in pairwise(layers)]
+    dense = [(size - part) * _FEED_FORWARD for size, part in zip(whole, routed, strict=True)]
+    return _matrices(routed, gated), _matrices(dense, True)
 
 
-def _matrix(blocks: Sequence[float], gated: bool) -> int:
-    """The largest that is alive of the feed-forward blocks of some layers."""
-    sizes = [size for size in blocks if size > 0]
-    if not sizes:
-        return 0
-    mixed = max(sizes) > 1.01 * min(sizes)
-    return int(max(sizes) * (_PAIR if mixed else 1 / 3 if gated else 1 / 2))
+def _matrices(blocks: Sequence[float], gated: bool) -> tuple[int, ...]:
+    """Entry `i`: what of the feed-forward blocks before `i` is alive at once."""
+    sizes, least, most = [0], 0.0, 0.0
+    for size in blocks:
+        if size > 0:
+            least, most = min(least or size, size), max(most, size)
+        mixed = most > 1.01 * least
+        sizes.append(int(most * (_PAIR if mixed else 1 / 3 if gated else 1 / 2)))
+    return tuple(sizes)
