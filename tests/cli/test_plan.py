@@ -201,3 +201,19 @@ def test_doctor_looks_at_this_computer_as_json(capsys):
 
 def test_a_preset_in_the_plan_is_the_preset_in_the_detector():
     assert planning.machine_of("rtx4090") == preset("rtx4090")
+
+
+@pytest.mark.parametrize("width", [40, 57, 80])
+@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
+def test_a_plan_is_as_wide_as_the_terminal(width: int, engine: str) -> None:
+    """Only a word that is wider itself, as a model's name in the command, stays whole."""
+    made = planning.plan("qwen2.5-72b", hardware="2xrtx4090", engine=engine)
+    lines = render(made, width)
+    for line in lines:
+        assert len(line) <= max([width, *(9 + len(word) for word in line.split())])
+    assert any(line.startswith("GiB") for line in lines)
+    bars = [line for line in lines if line.endswith("|")]
+    assert {len(bar) for bar in bars} == {width - 6}
+    shown = " ".join(" ".join(lines).split())
+    for device in made.devices:
+        assert f"{device.limit / 2**30:.2f}" in shown

@@ -130,8 +130,12 @@ def test_what_is_too_large_is_said_and_marked() -> None:
 
 def test_two_curves_with_a_point_per_context() -> None:
     page = page_of("one GPU")
-    assert page.count('class="curve ') == 4
-    assert page.count('class="dot cache"') == 7
+    for size in ("wide", "narrow"):
+        pictures = re.findall(rf'<svg class="{size}".*?</svg>', page)
+        assert len(pictures) == 2
+        assert "".join(pictures).count('class="curve ') == 4
+        assert "".join(pictures).count('class="dot cache"') == 7
+    assert "svg.narrow{display:none}" in page
     assert "2k" in page
     assert "128k" in page
 

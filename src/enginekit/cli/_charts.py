@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
-WIDTH = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 28, 40
+WIDTH, NARROW = 720, 360
+_TOP, _BOTTOM = 28, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,14 @@ def bar(parts: Sequence[Part], full: float, limit: float, text: Callable[[float]
         at = limit * scale
         out.append(f'<line class="limit" x1="{at:.2f}" x2="{at:.2f}" y1="-3" y2="{height + 3}"/>')
     label = ", ".join(f"{part.label} {text(part.size)}" for part in parts if part.size > 0)
-    return _svg(f"0 -4 {WIDTH} {height + 8}", label, out)
+    return _svg("bar", f"0 -4 {WIDTH} {height + 8}", label, out)
 
 
-def _svg(box: str, label: str, body: Sequence[str]) -> str:
-    return f'<svg viewBox="{box}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
+def _svg(css: str, box: str, label: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg class="{css}" viewBox="{box}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(body)}</svg>"
+    )
 
 
 def ticks(highest: float, most: int = 5) -> list[float]:
@@ -83,6 +87,9 @@ def curves(
 ) -> str:
     """Curves over context length, whose axis doubles from tick to tick.
 
+    Two pictures, of which a page shows the one whose letters are neither tiny nor huge there: class
+    `wide` for a desk, `narrow` for a phone.
+
     Args:
         lines: what to draw; each has at least one point.
         label: what the picture shows, for those who cannot see it.
@@ -91,7 +98,33 @@ def curves(
         limit_label: its name.
         here: the context that the plan is for.
     """
-    height = 284
+    return "".join(
+        _curves(size, lines, label, unit, limit, limit_label, here)
+        for size in (
+            _Size("wide", WIDTH, 284, left=64, right=24),
+            _Size("narrow", NARROW, 250, left=44, right=16),
+        )
+    )
+
+
+class _Size(NamedTuple):
+    css: str
+    width: int
+    height: int
+    left: int
+    right: int
+
+
+def _curves(
+    size: _Size,
+    lines: Sequence[Line],
+    label: str,
+    unit: str,
+    limit: float | None,
+    limit_label: str,
+    here: float | None,
+) -> str:
+    css, width, height, left, right = size
     every = sorted({x for line in lines for x, _ in line.points})
     first, last = math.log2(every[0]), math.log2(every[-1])
     highest = max(
@@ -104,7 +137,7 @@ def curves(
 
     def across(x: float) -> float:
         share = (math.log2(x) - first) / (last - first) if last > first else 0.5
-        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+        return left + share * (width - left - right)
 
     def down(y: float) -> float:
         return _TOP + (1 - y / top) * (height - _TOP - _BOTTOM)
@@ -113,15 +146,15 @@ def curves(
     for mark in marks:
         y = down(mark)
         out.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        out.append(f'<text class="axis end" x="{_LEFT - 8}" y="{y + 4:.1f}">{mark:g}</text>')
+        out.append(f'<text class="axis end" x="{left - 8}" y="{y + 4:.1f}">{mark:g}</text>')
     out.extend(
         f'<text class="axis mid" x="{across(x):.1f}" y="{height - 20}">{tokens(x)}</text>'
         for x in every
     )
     out.append(
-        f'<text class="axis mid name" x="{WIDTH / 2}" y="{height - 3}">context, tokens</text>'
+        f'<text class="axis mid name" x="{width / 2}" y="{height - 3}">context, tokens</text>'
     )
     out.append(f'<text class="axis" x="2" y="12">{escape(unit)}</text>')
     if here is not None and every[0] <= here <= every[-1]:
@@ -132,12 +165,12 @@ def curves(
     if limit is not None:
         y = down(limit)
         out.append(
-            f'<line class="limit" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="axis" x="{_LEFT + 6}" y="{y - 5:.1f}">{escape(limit_label)}</text>'
+            f'<line class="limit" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="axis" x="{left + 6}" y="{y - 5:.1f}">{escape(limit_label)}</text>'
         )
     for line in lines:
         out.extend(_curve(line, across, down, unit))
-    return _svg(f"0 0 {WIDTH} {height}", label, out)
+    return _svg(css, f"0 0 {width} {height}", label, out)
 
 
 def _curve(

@@ -48,9 +48,8 @@ white-space:pre-wrap;overflow-wrap:anywhere}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:16px 0}
 .facts div{border:1px solid var(--line);border-radius:8px;padding:8px 12px}
 .facts b{display:block;font-size:1.15rem}
-@media (max-width:600px){svg{overflow:visible}svg text.axis{font-size:20px}
-svg text.axis.mid{transform:translateY(9px)}
-svg text.in,svg text.name{display:none}}
+svg.narrow{display:none}
+@media (max-width:600px){svg.wide,svg.bar text{display:none}svg.narrow{display:block}}
 """
 
 
@@ -248,7 +247,7 @@ def _curves(plan: Document, others: Sequence[Document]) -> str:
     beyond = "does not fit on the GPUs" if gpus else "is missing"
     out = (
         "<h2>Context length against memory</h2><p class=soft>All devices together; "
-        f"what is above the line of {escape(whose)} memory {beyond}.</p>"
+        f"what is above the red line {beyond}.</p>"
     )
     out += _legend([memory, weights]) + chart
     return out + (_speed_curves(plan, series) if plan["verdict"] != "no" else "")
@@ -300,18 +299,20 @@ def _legend(lines: Sequence[Line]) -> str:
 def _quantizations(plan: Document) -> str:
     if not plan["quantizations"]:
         return ""
-    words = {"fits": "fits", "tight": "tight", "no": "no"}
+    words = {"fits": "fits", "tight": "tight", "no": "no", "host": "with a part in host memory"}
     rows = "".join(
         f"<tr><td>{escape(fit['name'])}</td><td>{fit['weight_bytes'] / _GIB:.2f}</td>"
-        f"<td class=words>{words[fit['verdict']]}"
-        f"{', with a part in host memory' if fit['verdict'] == 'no' and fit['with_host'] else ''}"
-        "</td></tr>"
+        f"<td class=words>{words[_fit(fit)]}</td></tr>"
         for fit in plan["quantizations"]
     )
     return (
         "<h2>Quantizations at this context</h2><table><thead><tr><th>name</th>"
         f"<th>weights, GiB</th><th class=words>fits</th></tr></thead><tbody>{rows}</tbody></table>"
     )
+
+
+def _fit(fit: Document) -> str:
+    return "host" if fit["verdict"] == "no" and fit["with_host"] else str(fit["verdict"])
 
 
 def _fixes(plan: Document) -> str:
@@ -322,7 +323,8 @@ def _fixes(plan: Document) -> str:
         f"{' <code>' + escape(fix['flags']) + '</code>' if fix['flags'] else ''}</li>"
         for fix in plan["fixes"]
     )
-    return f"<h2>What would make it fit</h2><ol>{items}</ol>"
+    where = " on GPUs alone" if plan["verdict"] == "fits" else ""
+    return f"<h2>What would make it fit{where}</h2><ol>{items}</ol>"
 
 
 def _command(plan: Document) -> str:

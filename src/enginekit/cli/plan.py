@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from enginekit.cli.errors import NOTHING_FITS
-from enginekit.cli.output import ProgressDisplay, print_json
+from enginekit.cli.output import ProgressDisplay, print_json, stdout
+from enginekit.cli.table import lines as table_lines
 from enginekit.errors import ConfigError
 from enginekit.kit import planning
 from enginekit.sizing.outcome import TERMS, DevicePlan, Plan, Rate
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from enginekit.kit.measuring import Measured
 
 WIDTH = 80
-_BAR = 60
+"""Columns at most, and those of a pipe."""
+_LABEL = 12
+"""Columns before a bar."""
 _GIB = 2**30
 _MIB = 2**20
 _MARKS = {"weights": "#", "cache": "=", "state": "=", "compute": "+", "projector": "+",
@@ -95,7 +98,10 @@ def plan(
     if json:
         print_json(made.to_dict() | ({} if taken is None else {"measured": _measured(taken)}))
     else:
-        lines = render(made) if taken is None else [*render(made), *_measured_lines(taken)]
+        width = min(WIDTH, stdout.width)
+        lines = render(made, width)
+        if taken is not None:
+            lines += _measured_lines(taken, width)
         sys.stdout.write("\n".join(lines) + "\n")
     return NOTHING_FITS if made.verdict == "no" else 0
 
@@ -135,13 +141,13 @@ def _measured(taken: Measured) -> dict[str, Any]:
     }
 
 
-def _measured_lines(taken: Measured) -> list[str]:
+def _measured_lines(taken: Measured, width: int) -> list[str]:
     pairs = [
         f"{term} {taken.taken[term] / _MIB:.1f} MiB (planned {taken.estimated[term] / _MIB:.1f})"
         for term in TERMS
         if term in taken.taken
     ]
-    return _wrapped("measured", f"xllamacpp {taken.version} took " + ", ".join(pairs))
+    return _wrapped("measured", f"xllamacpp {taken.version} took " + ", ".join(pairs), width)
 
 
 def _write_page(
@@ -167,32 +173,43 @@ def _write_page(
         ) from error
 
 
-def render(made: Plan) -> list[str]:
-    """The plan as lines of at most 80 columns; nothing depends on colour."""
+def render(made: Plan, width: int = WIDTH) -> list[str]:
+    """The plan as lines of at most `width` columns; nothing depends on colour.
+
+    Only a word that is longer, such as a file's path in the command, stays whole.
+    """
     where = "" if made.verdict == "no" else f" ({made.where})"
+    facts: list[tuple[str, str]] = []
     lines = [
-        f"{made.model} {made.quantization} {_VERDICTS[made.verdict]} on {made.machine}{where}",
-        f"{made.context} tokens x {_count(made.users, 'user')}, {made.cache_type} cache: "
-        f"{made.context_reason}",
+        *textwrap.wrap(
+            f"{made.model} {made.quantization} {_VERDICTS[made.verdict]} on {made.machine}{where}",
+            width,
+        ),
+        *textwrap.wrap(
+            f"{made.context} tokens x {_count(made.users, 'user')}, {made.cache_type} cache: "
+            f"{made.context_reason}",
+            width,
+        ),
+        "",
     ]
     if made.devices:
-        lines += ["", *_table(made), "", *_bars(made), _LEGEND, ""]
-        lines += _wrapped("decides", made.binding)
-        lines += _wrapped("split", made.split)
+        lines += [*_table(made, width), "", *_bars(made, width)]
+        lines += [*textwrap.wrap(_LEGEND, width), ""]
+        facts += [("decides", made.binding), ("split", made.split)]
     else:
-        lines += ["", *_wrapped("because", made.binding)]
-    lines += _wrapped("largest", f"context {made.largest_context} tokens; "
-                      f"{_count(made.most_users, 'user')} at {made.context} tokens")  # fmt: skip
+        facts.append(("because", made.binding))
+    most = f"{_count(made.most_users, 'user')} at {made.context} tokens"
+    facts.append(("largest", f"context {made.largest_context} tokens; {most}"))
     if made.pool_tokens:
-        lines += _wrapped("pool", f"{made.pool_tokens} tokens of cache")
+        facts.append(("pool", f"{made.pool_tokens} tokens of cache"))
     if made.quantizations:
-        lines += _wrapped("fitting", _quantizations(made))
-    lines += _fixes(made)
+        facts.append(("fitting", _quantizations(made)))
+    facts += _fixes(made)
     if made.devices and made.verdict != "no":
-        lines += _wrapped("speed", _speed(made))
-        lines += _wrapped("command", made.command)
-    for note in made.notes:
-        lines += _wrapped("note", note)
+        facts += [("speed", _speed(made)), ("command", made.command)]
+    facts += [("note", note) for note in made.notes]
+    for label, text in facts:
+        lines += _wrapped(label, text, width)
     return lines
 
 
@@ -200,10 +217,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _wrapped(label: str, text: str) -> list[str]:
+def _wrapped(label: str, text: str, width: int) -> list[str]:
     return textwrap.wrap(
         text,
-        WIDTH,
+        width,
         initial_indent=f"{label:<9}",
         subsequent_indent=" " * 9,
         break_on_hyphens=False,
@@ -239,37 +256,27 @@ def _groups(made: Plan) -> Iterator[tuple[str, DevicePlan]]:
             yield f"GPU {first.index}-{last.index} each", first
 
 
-def _table(made: Plan) -> list[str]:
+def _table(made: Plan, width: int) -> list[str]:
     terms = [name for name in TERMS if any(name in device.terms for device in made.devices)]
     columns = [*terms, "used", "low-high", "limit", "free"]
-    widths = [max(len(name), 8) for name in columns]
-    widths[columns.index("low-high")] = 13
-    label = 11
-    rows = [["GiB", *columns]]
+    rows = []
     for name, device in _groups(made):
         used = device.used
         cells = [_gib(device.terms[t].expected) if t in device.terms else "-" for t in terms]
         spread = f"{_gib(used.low)}-{_gib(used.high)}"
         left = device.limit - used.expected
         rows.append([name, *cells, _gib(used.expected), spread, _gib(device.limit), _gib(left)])
-    widths = [max(len(row[i + 1]) for row in rows) + 1 for i in range(len(columns))]
-    label = max(len(row[0]) for row in rows)
-    return [
-        f"{row[0]:<{label}}"
-        + "".join(f"{cell:>{w}}" for cell, w in zip(row[1:], widths, strict=True))
-        for row in rows
-    ]
+    found = table_lines(["GiB", *columns], rows, width, right=columns, gap=1)
+    # In a narrow terminal each row is a block, and its title is not among the columns.
+    return found if found[0].startswith("GiB") else ["GiB", *found]
 
 
-def _bars(made: Plan) -> list[str]:
-    lines = []
-    for name, device in _groups(made):
-        bar = bar_of(device)
-        lines.append(f"{name:<12}|{bar}|")
-    return lines
+def _bars(made: Plan, width: int) -> list[str]:
+    size = width - _LABEL - 8
+    return [f"{name:<{_LABEL}}|{bar_of(device, size)}|" for name, device in _groups(made)]
 
 
-def bar_of(device: DevicePlan, width: int = _BAR) -> str:
+def bar_of(device: DevicePlan, width: int) -> str:
     """One device as characters: what each term takes of its limit, and what is missing."""
     full = max(device.limit, device.used.expected, 1)
     edges: list[tuple[int, str]] = []
@@ -297,13 +304,13 @@ def _quantizations(made: Plan) -> str:
     )
 
 
-def _fixes(made: Plan) -> list[str]:
-    lines = []
+def _fixes(made: Plan) -> list[tuple[str, str]]:
+    found = []
     for number, fix in enumerate(made.fixes, 1):
         flags = f": {fix.flags}" if fix.flags else ""
         label = "to fit" if number == 1 else ""
-        lines += _wrapped(label, f"{number}. {fix.change} ({fix.cost}){flags}")
-    return lines
+        found.append((label, f"{number}. {fix.change} ({fix.cost}){flags}"))
+    return found
 
 
 def _rate(rate: Rate | None) -> str:

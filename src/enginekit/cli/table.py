@@ -32,6 +32,7 @@ def lines(
     *,
     right: Collection[str] = (),
     optional: Collection[str] = (),
+    gap: int = _GAP,
 ) -> list[str]:
     """A table in at most `width` columns; no cell is ever shortened.
 
@@ -42,17 +43,18 @@ def lines(
         titles: one for each cell of a row; "" for a column without one.
         right: titles of the columns that are numbers.
         optional: titles of the columns that a narrow terminal may do without.
+        gap: columns between cells.
     """
     kept = list(range(len(titles)))
     widths = [max(len(row[n]) for row in (titles, *rows)) for n in kept]
 
     def taken(columns: Sequence[int]) -> int:
-        return sum(widths[n] + _GAP for n in columns) - _GAP
+        return sum(widths[n] + gap for n in columns) - gap
 
     while taken(kept) > width and titles[kept[-1]] in optional:
         kept.pop()
     *fixed, last = kept
-    room = max(width - taken(fixed) - _GAP if fixed else width, 1)
+    room = max(width - taken(fixed) - gap if fixed else width, 1)
     if widths[last] > room and room < _NARROWEST:
         return _blocks(titles, rows)
     found: list[str] = []
@@ -63,7 +65,7 @@ def lines(
         ]
         end = row[last].rjust(widths[last]) if titles[last] in right else row[last]
         for part in _folded(end, room):
-            found.append((" " * _GAP).join([*cells, part]).rstrip())
+            found.append((" " * gap).join([*cells, part]).rstrip())
             cells = [" " * len(cell) for cell in cells]
     return found if any(titles) else found[1:]
 
