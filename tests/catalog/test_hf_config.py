@@ -149,14 +149,17 @@ def test_blocks_without_attention_keep_nothing() -> None:
         "model_type": "nemotron-nas",
         "num_hidden_layers": 3,
         "block_configs": [
-            {"attention": {"n_heads_in_group": 8}, "ffn": {}},
-            {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {}},
+            {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 2.625}},
+            {
+                "attention": {"no_op": True, "n_heads_in_group": None},
+                "ffn": {"intermediate_size": 7168},
+            },
             {"attention": {"n_heads_in_group": 4}, "ffn": {"no_op": True}},
         ],
     }
     spec = hf_config.to_spec(config)
     assert [layer.kv_heads for layer in spec.layers] == [4, 0, 8]
-    assert [layer.ffn > 0 for layer in spec.layers] == [True, True, False]
+    assert [layer.ffn for layer in spec.layers] == [7168, 7168, 0]
 
 
 def test_an_unknown_model_type_has_an_unknown_layout() -> None:
@@ -169,6 +172,23 @@ def test_an_unknown_model_type_has_an_unknown_layout() -> None:
 def test_an_unknown_kind_of_layer_is_not_guessed() -> None:
     kinds = ["full_attention"] * 31 + ["quantum_attention"]
     assert not hf_config.to_spec(LLAMA | {"layer_types": kinds}).known_layout
+
+
+def test_sparse_attention_by_name_keeps_the_same_cache() -> None:
+    """transformers 5 writes the kind of each layer into a GLM 5.2 (nvidia/GLM-5.2-NVFP4)."""
+    config = CATALOG["deepseek-v3"] | {"model_type": "glm_moe_dsa", "index_head_dim": 128}
+    count = config["num_hidden_layers"]
+    named = config | {"layer_types": ["deepseek_sparse_attention"] * count}
+    assert hf_config.to_spec(named).layers == hf_config.to_spec(config).layers
+
+
+def test_experts_behind_a_narrow_projection() -> None:
+    """Kimi K3: 896 experts of 3072 read 3584 of the 7168 features."""
+    config = CATALOG["deepseek-v3"] | {"routed_expert_hidden_size": 3584}
+    spec = hf_config.to_spec(config)
+    assert spec.experts is not None
+    assert spec.experts.latent == 3584
+    assert spec.params_total < hf_config.to_spec(CATALOG["deepseek-v3"]).params_total
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_the_same_object_comes_back() -> None:
 
 
 def test_every_row_is_complete_and_can_be_sized() -> None:
-    assert len(catalog_names()) >= 84
+    assert len(catalog_names()) >= 119
     for name in catalog_names():
         spec = describe(name)
         assert spec.hidden > 0

@@ -14,7 +14,7 @@ Flags = tuple[bool, ...] | None
 
 _ATTENTION = frozenset(
     ("full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid")
-)
+) | {"deepseek_sparse_attention"}
 _RECURRENT = frozenset(("linear_attention", "mamba", "conv", "mamba2", "recurrent", "hybrid"))
 _OTHER = frozenset(("moe", "mlp"))
 _ALL_RECURRENT = frozenset(("mamba", "mamba2"))
@@ -29,6 +29,7 @@ class LayerKinds:
     sliding: Flags = None
     moe: Flags = None
     ffn: Flags = None
+    widths: tuple[int, ...] | None = None
     kv_heads: tuple[int, ...] | None = None
     understood: bool = True
     """False if a list names a kind of layer that we do not know."""
@@ -105,7 +106,8 @@ def _from_words(
         keys.fail(key, listed, f"{count} layers need {count} values")
     words = [str(word) for word in listed[:count]]
     understood = all(word in _ATTENTION | _RECURRENT | _OTHER for word in words)
-    attention = tuple(word in _ATTENTION for word in words)
+    # A kind nobody has heard of may keep a cache: better to count one too many.
+    attention = tuple(word in _ATTENTION or word not in _RECURRENT | _OTHER for word in words)
     recurrent = tuple(word in _RECURRENT for word in words)
     sliding = tuple(word in ("sliding_attention", "chunked_attention") for word in words)
     one_part_blocks = any(word in _OTHER for word in words) and architecture == "nemotron_h"
@@ -120,13 +122,14 @@ def _from_words(
 
 
 def _from_blocks(keys: Config, count: int) -> LayerKinds:
-    """Nemotron NAS: each block says whether it attends, and with how many heads per group."""
+    """Nemotron NAS: each block says whether it attends, with how many heads per group, how wide."""
     blocks = keys.data.get("block_configs")
     heads = keys.number("num_attention_heads", limit=1 << 16)
     if not isinstance(blocks, list) or len(blocks) < count:
         return LayerKinds(understood=False)
+    hidden = keys.number("hidden_size", limit=1 << 20)
     kv: list[int] = []
-    ffn: list[bool] = []
+    widths: list[int] = []
     for block in blocks[:count]:
         attention = block.get("attention") if isinstance(block, Mapping) else None
         feed = block.get("ffn") if isinstance(block, Mapping) else None
@@ -135,8 +138,24 @@ def _from_blocks(keys: Config, count: int) -> LayerKinds:
         group = attention.get("n_heads_in_group")
         skip = attention.get("no_op") or attention.get("replace_with_linear")
         kv.append(0 if skip or not isinstance(group, int) or group < 1 else heads // group)
-        ffn.append(not feed.get("no_op"))
-    return LayerKinds(attention=tuple(each > 0 for each in kv), kv_heads=tuple(kv), ffn=tuple(ffn))
+        widths.append(_block_width(feed, hidden))
+    return LayerKinds(
+        attention=tuple(each > 0 for each in kv), kv_heads=tuple(kv), widths=tuple(widths)
+    )
+
+
+def _block_width(feed: Mapping[str, Any], hidden: int) -> int:
+    """As DeciLM's code rounds it: two thirds of the multiple, up to the next 256."""
+    if feed.get("no_op"):
+        return 0
+    if feed.get("replace_with_linear"):
+        return hidden // 3  # one hidden x hidden matrix, counted as three thirds
+    stated, factor = feed.get("intermediate_size"), feed.get("ffn_mult")
+    if isinstance(stated, int) and 0 < stated < 1 << 24:
+        return stated
+    if not isinstance(factor, int | float) or not 0 < factor < 1 << 10:
+        return 0
+    return -(-int(2 * factor * hidden / 3) // 256) * 256
 
 
 def recurrent_state(keys: Config, architecture: str, hidden: int) -> Recurrent | None:

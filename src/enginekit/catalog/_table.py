@@ -14,11 +14,14 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `gdn=K_HEADS/V_HEADS/K_DIM/CONV full_every=N`: gated delta net on all but each Nth layer
 * `mamba2=INNER/STATE/GROUPS/CONV/HEADS`, `pattern=`: a letter per layer, M mamba, E MoE, `*`
   attention
+* `kda=HEADS/DIM/CONV`, `shortconv=CACHE`; with these or `mamba2=` and without a pattern,
+  `attn_at=I/J/…` counts the layers that attend from 0, and all others are recurrent
+* `moe_every=N`: experts in each Nth layer only
 * `mtp=N`, `encoder=1`, `headless=1` (no output matrix)
 
 Source codes in the last column: AIC ai-dynamo/aiconfigurator, OME sgl-project/ome, MLC
 mlc-ai/mlc-llm presets, KTO kaito-project/kaito, MXT AI-Hypercomputer/maxtext, TFD transformers
-defaults, GPS gpustack, LEM lemonade, EXO exo model cards; PC: the parameter count computed from
+defaults, GPS gpustack, LEM lemonade, EXO exo model cards, SLM THUDM/slime; PC: the parameter count computed from
 these dimensions equals the published one.
 """
 
@@ -103,7 +106,7 @@ def _spec(row: Row) -> ModelSpec:
         params_active=int(row["params_active"] or 0),
         experts=experts,
         mla=mla,
-        recurrent=_recurrent(layout),
+        recurrent=_recurrent(row, layout),
         per_layer_embedding=int(layout.get("ple", 0)),
         tied_embeddings=row["tied"] == "yes" or "headless" in layout,
         causal="encoder" not in layout,
@@ -158,9 +161,15 @@ def _shape(row: Row, layout: Mapping[str, str], count: int, mla: Mla | None) -> 
     if "gdn" in layout:
         recurrent = _layout.every(count, int(layout["full_every"]))
         attention = tuple(not flag for flag in recurrent)
+    if "attn_at" in layout:
+        attending = _ints(layout["attn_at"])
+        attention = tuple(index in attending for index in range(count))
+        recurrent = tuple(not flag for flag in attention)
     if "experts" in layout:
-        first = int(layout.get("dense_first", 0))
-        moe = tuple(letter == "E" for letter in pattern) or tuple(i >= first for i in range(count))
+        first, apart = int(layout.get("dense_first", 0)), int(layout.get("moe_every", 1))
+        moe = tuple(letter == "E" for letter in pattern) or tuple(
+            i >= first and i % apart == apart - 1 for i in range(count)
+        )
     spacing, lead = int(layout.get("indexer_every", 1)), int(layout.get("indexer_first", 0))
     return _layout.Shape(
         layers=count,
@@ -207,7 +216,7 @@ def _experts(layout: Mapping[str, str]) -> Experts | None:
     )
 
 
-def _recurrent(layout: Mapping[str, str]) -> Recurrent | None:
+def _recurrent(row: Row, layout: Mapping[str, str]) -> Recurrent | None:
     if "gdn" in layout:
         k_heads, v_heads, k_dim, conv = _ints(layout["gdn"])
         return _layout.ssm(
@@ -218,4 +227,9 @@ def _recurrent(layout: Mapping[str, str]) -> Recurrent | None:
         return _layout.ssm(
             "mamba2", inner=inner, state=state, groups=groups, conv=conv, heads=heads
         )
+    if "kda" in layout:
+        heads, dim, conv = _ints(layout["kda"])
+        return _layout.kda(heads=heads, head_dim=dim, conv=conv)
+    if "shortconv" in layout:
+        return _layout.shortconv(hidden=int(row["hidden"]), cache=int(layout["shortconv"]))
     return None

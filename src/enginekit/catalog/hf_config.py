@@ -252,6 +252,8 @@ def _ffn(
 ) -> _layout.PerLayer:
     value = keys.data.get("intermediate_size")
     width: _layout.PerLayer
+    if kinds.widths is not None:
+        return kinds.widths
     if isinstance(value, list):
         if len(value) < count:
             keys.fail("intermediate_size", value, f"{count} layers need {count} values")
@@ -375,6 +377,6 @@ def _experts(keys: Config) -> Experts | None:
         ffn=ffn,
         shared=shared or int(bool(width)),
         shared_ffn=width or shared * ffn,
-        latent=keys.number("moe_latent_size", limit=1 << 20),
+        latent=keys.number("moe_latent_size", "routed_expert_hidden_size", limit=1 << 20),
         gated=not keys.text("model_type").startswith("nemotron_h"),
     )
