@@ -13,11 +13,12 @@ open response.
 
 from __future__ import annotations
 
+import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, Self, TypeAlias, TypeVar
 
 from enginekit.errors import EngineKitError, MalformedReply, Unsupported
 from enginekit.facts.engine import (
@@ -244,19 +245,8 @@ Operation: TypeAlias = Generator[Effect, Any, _T]
 # ---------------------------------------------------------------------------------- the engine
 
 _GUARDED = (
-    "probe",
-    "settle",
-    "warm",
-    "ready",
-    "models",
-    "embed",
-    "rerank",
-    "tokenize",
-    "detokenize",
-    "count_tokens",
-    "load_state",
-    "load",
-    "unload",
+    *("probe", "settle", "warm", "ready", "models", "embed", "rerank"),
+    *("tokenize", "detokenize", "count_tokens", "load_state", "load", "unload"),
 )
 """Operations that read what a server says of itself or of a text."""
 
@@ -341,6 +331,14 @@ class Engine(ABC):
             return self.facts.capabilities[feature]
         return self.profile.capability(feature)
 
+    def of(self, model: str) -> Self:
+        """This engine as it is for one model: what was learnt of that one laid over its facts."""
+        if self.facts is None or not self.facts.by_model.get(model):
+            return self
+        narrow = copy.copy(self)
+        narrow.facts = self.facts.of(model)
+        return narrow
+
     def narrowed_profile(self) -> EngineProfile:
         """The profile with the server's own facts laid over it."""
         return self.profile if self.facts is None else narrowed(self.profile, self.facts)
@@ -393,6 +391,10 @@ class Engine(ABC):
             rule=rule,
         )
 
+    def _lacks(self, feature: Feature, why: str, *, rule: str = "") -> Operation[NoReturn]:
+        self.refuse(feature, why, rule=f"{self.profile.name}.{rule or feature}")
+        yield  # makes this a generator
+
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
         """What a refusal by the server says of its capabilities, so that it is not asked again.
 
@@ -401,10 +403,15 @@ class Engine(ABC):
         """
         return {}
 
-    def remember(self, found: Mapping[Feature, Capability]) -> None:
-        """Lay what was found out over what the server said of itself."""
+    @property
+    def many_models(self) -> bool:
+        """Whether what is found out holds for the model that was asked for, and not for the server."""
+        return self.profile.many_models
+
+    def remember(self, found: Mapping[Feature, Capability], model: str = "") -> None:
+        """Lay what was found out over what the server said of itself, or of this `model`."""
         facts = self.facts or ServerFacts()
-        self.facts = replace(facts, capabilities={**facts.capabilities, **found})
+        self.facts = facts.with_told(found, model if self.many_models else "")
 
     # -- operations ---------------------------------------------------------------------
 
@@ -422,11 +429,15 @@ class Engine(ABC):
     def probe(self) -> Operation[ServerFacts]:
         """Ask the server what it is. Raises an EngineError when it does not answer."""
 
-    def settle(self, feature: Feature) -> Operation[None]:
+    settles: ClassVar[frozenset[Feature]] = frozenset()
+    """Features of a chat that `settle` can find out, and that no server takes and then ignores."""
+
+    def settle(self, feature: Feature, model: str = "") -> Operation[None]:
         """Find out, cheaply and without any text of a caller, what the probe left open.
 
-        Asked before the first use of a feature whose support is `server`; what is found is laid
-        over the facts with `remember`. The default finds out nothing.
+        Asked before the first use of a feature whose support is `server`, with the model that the
+        use is for; what is found is laid over the facts with `remember`, also that it stays open:
+        then nobody asks again. The default finds out nothing.
         """
         return
         yield  # makes this a generator
@@ -454,44 +465,34 @@ class Engine(ABC):
 
     def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
         """Embed texts, in order."""
-        self.refuse("embeddings", "it has no embeddings", rule=f"{self.profile.name}.embeddings")
-        yield  # makes this a generator
+        return (yield from self._lacks("embeddings", "it has no embeddings"))
 
     def rerank(self, request: RerankRequest) -> Operation[Ranking]:
         """Order documents by relevance."""
-        self.refuse("rerank", "it has no reranking", rule=f"{self.profile.name}.rerank")
-        yield  # makes this a generator
+        return (yield from self._lacks("rerank", "it has no reranking"))
 
     def tokenize(self, text: str, *, model: str = "") -> Operation[tuple[int, ...]]:
         """Token ids of `text`, without special tokens added."""
-        self.refuse("tokenize", "it has no tokenizer route", rule=f"{self.profile.name}.tokenize")
-        yield  # makes this a generator
+        return (yield from self._lacks("tokenize", "it has no tokenizer route"))
 
     def detokenize(self, tokens: Sequence[int], *, model: str = "") -> Operation[str]:
         """Text of token ids."""
-        self.refuse(
-            "detokenize", "it has no detokenizer route", rule=f"{self.profile.name}.detokenize"
-        )
-        yield  # makes this a generator
+        return (yield from self._lacks("detokenize", "it has no detokenizer route"))
 
     def count_tokens(self, request: ChatRequest) -> Operation[int]:
         """How many tokens the prompt has after the chat template."""
-        self.refuse(
-            "count_tokens", "it cannot count a chat's tokens", rule=f"{self.profile.name}.count"
+        return (
+            yield from self._lacks("count_tokens", "it cannot count a chat's tokens", rule="count")
         )
-        yield  # makes this a generator
 
     def load_state(self) -> Operation[Load]:
         """Queue depth, running requests and cache use, from the server's metrics."""
-        self.refuse("metrics", "it has no metrics", rule=f"{self.profile.name}.metrics")
-        yield  # makes this a generator
+        return (yield from self._lacks("metrics", "it has no metrics"))
 
     def load(self, model: str) -> Operation[None]:
         """Load a model into memory."""
-        self.refuse("load", "models are loaded at launch", rule=f"{self.profile.name}.load")
-        yield  # makes this a generator
+        yield from self._lacks("load", "models are loaded at launch")
 
     def unload(self, model: str) -> Operation[None]:
         """Take a model out of memory."""
-        self.refuse("unload", "models are loaded at launch", rule=f"{self.profile.name}.unload")
-        yield  # makes this a generator
+        yield from self._lacks("unload", "models are loaded at launch")

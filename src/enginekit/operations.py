@@ -6,7 +6,7 @@ Retries live here and nowhere else, and only before the first token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
@@ -61,52 +61,105 @@ def open_reply(
     is retryable is tried again at most `max_retries` times, so a call makes at most
     `1 + max_retries` requests that carry the prompt.
     """
-    refuse_lacking(engine, request)
+    model = request.model
+    unclear = yield from _settle_needed(engine, request)
+    refuse_lacking(engine.of(model), request)
     learnt: set[Feature] = set()
     told: list[str] = []
     while True:
-        encoded = engine.encode(request, stream=stream)
+        narrow = engine.of(model)
+        encoded = narrow.encode(request, stream=stream)
         encoded.receipt.notes.extend(told)
         try:
-            return (
-                yield from open_encoded(engine, encoded, budgets=budgets, max_retries=max_retries)
+            opened = yield from open_encoded(
+                narrow, encoded, budgets=budgets, max_retries=max_retries
             )
         except Unsupported as refusal:
-            found = learn(engine, refusal)
+            found = learn(engine, refusal, model)
             new = set(found) - learnt
-            if not new or any(fact.support != "emulated" for fact in found.values()):
+            if not new or not _by_other_means(request, found):
                 raise
             # The server refused before it generated anything: ask again, by other means.
             learnt |= new
             told.append(f"the server refused this natively: {refusal.message}")
+        else:
+            if unclear and not learnt:
+                engine.remember(dict.fromkeys(unclear, TAKEN), model)
+            return opened
 
 
-def asked(engine: Engine, feature: Feature, operation: Operation[_T]) -> Operation[_T]:
-    """Run an operation that needs a feature, unless this very server is known to lack it.
+def _by_other_means(
+    request: ChatRequest | CompletionRequest, found: Mapping[Feature, Capability]
+) -> bool:
+    """Whether what was found out leaves a way to meet the request: an emulation, and nothing lacking."""
+    lacking = [f for f in needs(request) & set(found) if found[f].support == "none"]
+    return not lacking and any(fact.support == "emulated" for fact in found.values())
 
-    What the server refuses is remembered: the next call is refused before anything is sent.
+
+TAKEN = Capability(support="native", evidence="observed", note="the server took it")
+
+
+def _settle_needed(
+    engine: Engine, request: ChatRequest | CompletionRequest
+) -> Operation[list[Feature]]:
+    """Find out what the probe left open of what a reply needs; returns what is still open."""
+    if not engine.settles or engine.facts is None:
+        return []
+    wanted = [f for f in engine.settles & needs(request) if _open(engine, f, request.model)]
+    yield from _settle_open(engine, wanted, request.model)
+    return [feature for feature in wanted if _open(engine, feature, request.model)]
+
+
+def settle_all(engine: Engine, model: str) -> Operation[None]:
+    """Find out what the probe left open of chats, for whoever wants to know before the first one."""
+    if engine.facts is not None:
+        yield from _settle_open(engine, engine.settles, model)
+
+
+def _settle_open(engine: Engine, features: Iterable[Feature], model: str) -> Operation[None]:
+    """Ask for what nobody asked for yet: what a server left open once it leaves open again."""
+    for feature in sorted(features):
+        told = engine.facts.told(feature, model) if engine.facts is not None else None
+        if told is None and _open(engine, feature, model):  # settling one may settle others
+            with suppress(EngineKitError):  # what went wrong the call itself will say
+                yield from engine.settle(feature, model)
+
+
+def _open(engine: Engine, feature: Feature, model: str) -> bool:
+    return engine.of(model).capability(feature).support == "server"
+
+
+def asked(
+    engine: Engine, feature: Feature, operation: Operation[_T], *, model: str = ""
+) -> Operation[_T]:
+    """Run an operation that needs a feature, unless this server, or its model, is known to lack it.
+
+    What the server refuses is remembered: the next call is refused before anything is sent. So is
+    what it does, once nobody could tell beforehand.
     """
-    if engine.facts is not None and engine.capability(feature).support == "server":
-        with suppress(EngineKitError):  # what went wrong the operation itself will say
-            yield from engine.settle(feature)
-    fact = (engine.facts.capabilities if engine.facts is not None else {}).get(feature)
+    if engine.facts is not None:
+        yield from _settle_open(engine, (feature,), model)
+    fact = engine.facts.told(feature, model) if engine.facts is not None else None
     if fact is not None and fact.support == "none":
         operation.close()
         _refuse(engine, feature, fact)
     try:
-        return (yield from operation)
+        done = yield from operation
     except Unsupported as refusal:
-        learn(engine, refusal)
+        learn(engine, refusal, model)
         raise
+    if engine.facts is not None and _open(engine, feature, model):
+        engine.remember({feature: TAKEN}, model)
+    return done
 
 
-def learn(engine: Engine, refusal: Unsupported) -> Mapping[Feature, Capability]:
-    """Remember what a refusal says of the server; returns what was new in it."""
+def learn(engine: Engine, refusal: Unsupported, model: str = "") -> Mapping[Feature, Capability]:
+    """Remember what a refusal says of the server, or of its `model`; returns what was new in it."""
     if refusal.status is None:
         return {}
     found = engine.learnt(refusal)
     if found:
-        engine.remember(found)
+        engine.remember(found, model)
     return found
 
 

@@ -117,7 +117,10 @@ def run(client: Client) -> dict[str, str]:
     wrong: dict[str, str] = {}
     client.connect()
     for name, (how, request, right) in CASES.items():
-        if name in NEEDS and client.engine.capability(NEEDS[name]).support == "none":
+        if (
+            name in NEEDS
+            and client.engine.of(client.model).capability(NEEDS[name]).support == "none"
+        ):
             continue
         try:
             reply = how(client, request)

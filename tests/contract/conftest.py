@@ -6,7 +6,7 @@ once before tests clean it: ENGINEKIT_LIVE_ENGINE, _URL, _MODEL, _KEY, and _SCRI
 server runs the weights of `tests.support.scripted`. The standard suites and the examples read more:
 _OTHER, a second model that the server has, for the tests that override the model (without it the
 override names the same one), and _EMBED_URL, _EMBED_MODEL, _EMBED_KEY, an embedding server of the
-same engine.
+same engine. _PARSER=none says that the server was started without a tool parser.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIVE = {
     name: os.environ.get(f"ENGINEKIT_LIVE_{name.upper()}", "")
     for name in (
         *("engine", "url", "model", "key", "scripted"),
-        *("other", "embed_url", "embed_model", "embed_key"),
+        *("other", "embed_url", "embed_model", "embed_key", "parser"),
     )
 }
 

@@ -70,7 +70,7 @@ PERSON = {
 def if_lacking(client, feature: str) -> Iterator[None]:
     """A feature that this server lacks must refuse; then the test is over."""
     client.connect()
-    lacking = client.engine.capability(feature).support == "none"
+    lacking = client.engine.of(client.model).capability(feature).support == "none"
     if not lacking:
         yield
         return
@@ -148,7 +148,7 @@ def test_thinking_is_apart_from_the_answer(client, ask, scripted):
     client.connect()
     reply = ask(client, chat("MUSE"))
     assert THOUGHT in reply.reasoning + reply.text
-    if client.engine.capability("reasoning").support == "native":
+    if client.engine.of(client.model).capability("reasoning").support == "native":
         assert THOUGHT in reply.reasoning
         assert reply.text.strip() == GREETING
 
@@ -158,7 +158,7 @@ def test_thinking_is_apart_from_the_answer(client, ask, scripted):
 
 def tools_usable(client) -> None:
     client.connect()
-    fact = client.engine.capability("tools")
+    fact = client.engine.of(client.model).capability("tools")
     if fact.support == "none":
         with pytest.raises(Unsupported):
             client.chat(chat("CALL", tools=(WEATHER,)))
@@ -179,7 +179,7 @@ def test_two_calls_keep_their_order_and_ids(client, ask, scripted):
     tools_usable(client)
     reply = ask(client, chat("CALLS", max_tokens=200, tools=(WEATHER, ADD)))
     wanted = [("get_weather", {"city": "Oslo"}), ("add", {"a": 2, "b": 3})]
-    if client.engine.capability("parallel_tool_calls").support == "none":
+    if client.engine.of(client.model).capability("parallel_tool_calls").support == "none":
         wanted = wanted[:1]
     assert [(call.name, call.parsed()) for call in reply.tool_calls] == wanted
     assert len({call.id for call in reply.tool_calls}) == len(wanted)
@@ -414,7 +414,7 @@ def test_tokens_go_there_and_back(client):
 def test_the_server_is_what_the_facts_say(client):
     facts = client.connect()
     assert facts.models
-    if client.engine.capability("version").support == "native":
+    if client.engine.of(client.model).capability("version").support == "native":
         assert facts.version
     if facts.context_window is not None:
         assert facts.context_source
@@ -428,10 +428,7 @@ def test_the_list_of_models_has_the_one_in_use(client):
 
 @pytest.mark.parametrize("name", ["embed", "rerank"])
 def test_a_server_that_generates_is_not_sent_texts_to_pool(client, scripted, name):
-    """Found out by the server's own answer to a request without any text, once.
-
-    Of a server with several models one may pool: there each refusal is about the model asked for.
-    """
+    """Found out once, by the server's own answer; of a server with several models, for this one."""
     request: EmbedRequest | RerankRequest
     if name == "embed":
         feature, request = "embeddings", EmbedRequest(model="", texts=("a",))
@@ -441,9 +438,7 @@ def test_a_server_that_generates_is_not_sent_texts_to_pool(client, scripted, nam
     known = client.engine.profile.capability(feature)
     with pytest.raises(Unsupported):
         getattr(client, name)(request)
-    found = client.facts.capabilities.get(feature, known)
-    if len(client.facts.models) > 1 and found == known:
-        return
+    found = client.facts.told(feature, client.model) or known
     if known.support == "server":
         assert (found.support, found.evidence) in (("none", "probed"), ("none", "observed"))
     with pytest.raises(Unsupported) as caught:

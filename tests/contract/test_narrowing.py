@@ -10,6 +10,7 @@ import asyncio
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -96,17 +97,29 @@ def client(engine: str, server: Server, **options: Any) -> Client:
 # ------------------------------------------------------------------------------------ tools
 
 
-def test_a_tool_parser_that_lacks_is_learnt_and_emulated_from_then_on(vllm: Server, run):
-    """The refusal costs one request, once per server and process; no later one asks natively."""
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_tool_parser_that_lacks_is_learnt_and_emulated_from_then_on(
+    vllm: Server, run, asks, tmp_path, monkeypatch
+):
+    """Once per server and process, before any prompt is sent natively.
+
+    Where nobody may ask beforehand the refusal itself tells, which costs one request.
+    """
+    if not asks:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "enginekit.toml").write_text("[engines.vllm.options]\nprobe_tools = false\n")
     first = client("vllm", vllm)
     made = run(first, "chat", CHAT)
     assert [call.name for call in made.tool_calls] == ["get_weather"]
     assert made.receipt.outcome("tools") == "emulated"
     assert any("--enable-auto-tool-choice" in note for note in made.receipt.notes)
-    assert [b'"tools"' in seen.body for seen in carrying(vllm)] == [True, False]
+    natively = [b'"tools"' in seen.body for seen in carrying(vllm)]
+    assert natively == ([False] if asks else [True, False])
+    trials = [seen for seen in vllm.requests if b'"temperature"' in seen.body]
+    assert len(trials) == (1 if asks else 0)
     assert first.facts is not None
     fact = first.facts.capabilities["tools"]
-    assert (fact.support, fact.evidence) == ("emulated", "observed")
+    assert (fact.support, fact.evidence) == ("emulated", "probed" if asks else "observed")
 
     for again in (first, client("vllm", vllm)):
         before = len(carrying(vllm))
@@ -117,7 +130,8 @@ def test_a_tool_parser_that_lacks_is_learnt_and_emulated_from_then_on(vllm: Serv
 
 
 @pytest.mark.parametrize(
-    ("case", "yes"), [("scene_tools_without_flags", False), ("v_chat_template", True)]
+    ("case", "yes"),
+    [("scene_tools_without_flags", False), ("v_chat_template", True), ("err_temp_range", True)],
 )
 def test_a_tool_parser_is_asked_for_without_generating(case, yes):
     """With `probe_tools`: the recorded refusals tell, and neither generates a token."""
@@ -203,6 +217,79 @@ def test_a_llamacpp_that_cannot_stream_tools_is_asked_for_them_in_one_piece(run,
         assert bool(last.get("stream")) is not jinja  # without tools it streams as ever
         assert one.facts is not None
         assert one.facts.capabilities["stream_tools"].support == "emulated"
+
+
+def test_a_tool_parser_that_nobody_can_tell_of_is_believed_once_tools_were_taken(vllm: Server, run):
+    """A gateway that swallows the trial: it is asked once, the next call sends the tools at once."""
+
+    def chats(seen: Seen) -> Reply:
+        trial = SECRET.encode() not in seen.body
+        return json_reply({"error": {"message": "no"}}, 400) if trial else json_reply(whole("hi"))
+
+    vllm.on("/v1/chat/completions", chats)
+    one = client("vllm", vllm)
+    for count in (2, 1):
+        before = len(vllm.paths())
+        assert run(one, "chat", CHAT).receipt.outcome("tools") == "sent"
+        assert vllm.paths()[before:].count("POST /v1/chat/completions") == count
+
+
+def test_connecting_tells_whether_there_is_a_tool_parser(vllm: Server, run):
+    facts = run(client("vllm", vllm), "connect")
+    assert facts.capabilities["tools"].support == "emulated"
+    assert facts.capabilities["tools"].evidence == "probed"
+    assert carrying(vllm) == []
+
+
+def test_what_is_learnt_of_one_model_holds_for_no_other(run):
+    """Ray Serve with a model that has a tool parser, one without, and one that embeds."""
+    parser, bare, pools = "parser", "bare", "pools"
+    no_parser = scene("vllm", "scene_tools_without_flags")[0]
+    taken = load("rayserve", "err_temp_range")
+    no_vectors = load("rayserve", "embeddings")
+
+    def chats(seen: Seen) -> Reply:
+        body = json.loads(seen.body)
+        if "tools" in body and body["model"] == bare:
+            return reply(no_parser)
+        if body.get("temperature") == -1:
+            return reply(taken)
+        return json_reply(whole(CALL if body["model"] == bare else "hi"))
+
+    def embeds(seen: Seen) -> Reply:
+        body = json.loads(seen.body)
+        if body["model"] != pools:
+            return reply(no_vectors)
+        if not body["input"]:  # as on the cassette rayserve-embeddings
+            return json_reply({"error": {"message": "You must pass at least one prompt"}}, 400)
+        return json_reply({"data": [{"index": 0, "embedding": [0.5]}]})
+
+    with Server() as server:
+        server.always(NOT_FOUND)
+        listed = [{"id": name, "metadata": {}} for name in (parser, bare, pools)]
+        server.on("/v1/models", json_reply({"data": listed}))
+        server.on("/v1/completions", reply(load("rayserve", "completion")))
+        server.on("/v1/chat/completions", chats)
+        server.on("/v1/embeddings", embeds)
+        one = client("rayserve", server)
+        for _ in range(2):
+            for model, outcome in ((bare, "emulated"), (parser, "sent")):
+                made = run(one, "chat", replace(CHAT, model=model))
+                assert made.receipt.outcome("tools") == outcome
+        # One trial for each of the two models, and no tool was ever sent to the one without.
+        chatted = [json.loads(seen.body) for seen in server.requests if "/chat/" in seen.path]
+        trials = [body["model"] for body in chatted if body.get("temperature") == -1]
+        assert sorted(trials) == [bare, parser]
+        natively = [b["model"] for b in chatted if "tools" in b and b.get("temperature") != -1]
+        assert natively == [parser, parser]
+
+        for _ in range(2):
+            with pytest.raises(Unsupported):
+                run(one, "embed", replace(EMBED, model=bare))
+            assert len(run(one, "embed", replace(EMBED, model=pools)).vectors) == 1
+        embedded = [json.loads(seen.body) for seen in server.requests if "embed" in seen.path]
+        assert [body["model"] for body in embedded if body["input"]] == [pools, pools]
+        assert sorted(body["model"] for body in embedded if not body["input"]) == [bare, pools]
 
 
 # ------------------------------------------------------------------------------------ pooling

@@ -6,8 +6,8 @@ Two sets of weights, the same on every engine: the scripted ones of `tests.suppo
 answers are known word for word, and SmolLM2-135M. Scripted weights get the contract, LangChain's
 standard suites (chat, and embeddings on a second server), the LlamaIndex contract and the programs
 of `examples/`; SmolLM2 gets the contract and the programs that want a model that speaks, and is the
-one that embeds. Output of
-pip, servers and tests is kept in .ci/log. Needs enginekit and the test group; the servers get an
+one that embeds. vLLM serves the scripted weights once more without a tool parser, for the contract
+and what is emulated then. Output of pip, servers and tests is kept in .ci/log. Needs enginekit and the test group; the servers get an
 environment of their own. `--record` first makes the engine's cassettes anew (tests/cassettes),
 through a proxy. Further arguments go to pytest.
 """
@@ -47,8 +47,9 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "tests/examples",
     ),
     "smollm2": ("tests/contract/test_live.py", "tests/examples"),
+    "no parser": ("tests/contract/test_live.py", "tests/contract/test_no_parser.py"),
 }
-"""What runs on which weights."""
+"""What runs on which weights, and on a server without a tool parser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,22 @@ class Stage:
 
     Attributes:
         other: a second model that the first server has.
+        parser: whether the first server can call tools by itself.
     """
 
     model: str
     url: str
     key: str = ""
     other: str = ""
+    parser: bool = True
     embed_url: str = ""
     embed_model: str = ""
     embed_key: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people and `ROOMS` call it."""
+        return self.model if self.parser else "no parser"
 
     def environment(self, engine: str) -> dict[str, str]:
         """How the tests are told."""
@@ -75,6 +83,7 @@ class Stage:
             "MODEL": self.model,
             "KEY": self.key,
             "OTHER": self.other,
+            "PARSER": "" if self.parser else "none",
             "SCRIPTED": "1" if self.model == "scripted" else "0",
             "EMBED_URL": self.embed_url,
             "EMBED_MODEL": self.embed_model,
@@ -105,7 +114,7 @@ def llamacpp(models: Mapping[str, Path], python: Path) -> Generator[Stage, None,
 
 
 def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, None]:
-    """A vLLM for each model in turn, and one throughout that embeds by SmolLM2's weights."""
+    """A vLLM for each model in turn, then one without a tool parser; beside them one that embeds."""
 
     @contextmanager
     def server(
@@ -123,16 +132,19 @@ def vllm(models: Mapping[str, Path], python: Path) -> Generator[Stage, None, Non
         wait_for_embedder = whole.enter_context(
             server(EMBEDDER, command, embed_url, {EMBEDDER: EMBEDDINGS})
         )
-        for name, folder in chatting(models):
+        stages = [(name, folder, True) for name, folder in chatting(models)]
+        stages += [(name, folder, False) for name, folder, _ in stages if name == "scripted"]
+        for name, folder, parser in stages:
             port = free_port()
             url = f"http://127.0.0.1:{port}"
-            command = vllm_command(python, port, name, folder)
-            with server(name, command, url, {name: CHAT}) as wait:
+            command = vllm_command(python, port, name, folder, parser=parser)
+            with server(name if parser else "no-parser", command, url, {name: CHAT}) as wait:
                 wait()
                 wait_for_embedder()  # at once, from the second time on
                 yield Stage(
                     model=name,
                     url=url,
+                    parser=parser,
                     embed_url=embed_url,
                     embed_model=EMBEDDER,
                 )
@@ -170,7 +182,7 @@ ENGINES: dict[str, Callable[[Mapping[str, Path], Path], Generator[Stage, None, N
 def tests(engine: str, stage: Stage, arguments: list[str]) -> int:
     """Run what belongs to a stage's weights; returns pytest's status."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *ROOMS[stage.model], "-q", *arguments],
+        [sys.executable, "-m", "pytest", *ROOMS[stage.name], "-q", *arguments],
         cwd=ROOT,
         env=stage.environment(engine),
         timeout=TEST_SECONDS,
@@ -247,13 +259,13 @@ def main() -> int:
         stages = ENGINES[engine](models, python)
         try:
             for stage in stages:
-                say(f"{engine} serves {stage.model} at {stage.url}")
-                if options.record and stage.model == "scripted":
+                say(f"{engine} serves {stage.name} at {stage.url}")
+                if options.record and stage.name == "scripted":
                     suites = options.record.split(",")
                     failed += [one for one in suites if record(engine, stage, one)]
                 if tests(engine, stage, arguments):
-                    failed.append(stage.model)
-                say(f"done with {stage.model}")
+                    failed.append(stage.name)
+                say(f"done with {stage.name}")
         except (LaneError, subprocess.TimeoutExpired) as error:
             say(str(error))
             failed.append("the server")

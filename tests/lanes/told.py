@@ -21,12 +21,12 @@ class Told:
     command: str
 
 
-def vllm_command(python: Path, port: int, name: str, folder: Path) -> list[str]:
-    """A vLLM server on CPU, small, that chats and calls tools."""
-    return [
-        *_vllm(python, port, name, folder),
-        *("--max-num-seqs", "8", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-    ]
+def vllm_command(
+    python: Path, port: int, name: str, folder: Path, *, parser: bool = True
+) -> list[str]:
+    """A vLLM server on CPU, small, that chats and, with a parser, calls tools."""
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes") if parser else ()
+    return [*_vllm(python, port, name, folder), "--max-num-seqs", "8", *tools]
 
 
 def vllm_embed_command(python: Path, port: int, name: str, folder: Path) -> list[str]:

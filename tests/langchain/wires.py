@@ -58,6 +58,8 @@ class Wire:
         queue = list(answers) or [Answer(text=text)]
 
         def script(seen: Seen) -> Reply:
+            if _is_trial(seen):
+                return replay(RECORDINGS / self.engine / "err_temp_range.json")
             answer = queue.pop(0) if len(queue) > 1 else queue[0]
             return answer if isinstance(answer, Reply) else self.render(answer, seen.json)
 
@@ -70,7 +72,9 @@ class Wire:
 
     @property
     def requests(self) -> list[dict[str, Any]]:
-        return [seen.json for seen in self.server.requests if seen.path == self.path]
+        """Those with something of the caller's in them."""
+        asked = [seen for seen in self.server.requests if seen.path == self.path]
+        return [seen.json for seen in asked if not _is_trial(seen)]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -78,6 +82,11 @@ class Wire:
 
     def render(self, answer: Answer, body: Any) -> Reply:
         raise NotImplementedError
+
+
+def _is_trial(seen: Seen) -> bool:
+    """The request by which a vLLM is asked for its tool parser: nothing can come of it."""
+    return bool(seen.json.get("temperature") == -1)
 
 
 class OpenAIWire(Wire):

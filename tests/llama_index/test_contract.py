@@ -204,7 +204,7 @@ async def test_parallel_calls_and_only_one_of_them(subject: Subject) -> None:
     wanted = [("get_weather", {"city": "Oslo"}), ("add", {"a": 2, "b": 3})]
     engine = llm.client.engine
     assert engine is not None
-    if engine.capability("parallel_tool_calls").support == "none":
+    if engine.of(llm.client.model).capability("parallel_tool_calls").support == "none":
         wanted = wanted[:1]
     assert [(c.tool_name, c.tool_kwargs) for c in calls] == wanted
     assert len({c.tool_id for c in calls}) == len(wanted)

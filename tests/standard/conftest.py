@@ -64,7 +64,11 @@ def _asked(settings: dict[str, Any], scripted: bool, other: str, player: Player 
     client = Client(settings)
     client.connect()
     assert client.engine is not None
-    lacking = {name for name in _FEATURES if client.engine.capability(name).support == "none"}
+    lacking = {
+        name
+        for name in _FEATURES
+        if client.engine.of(client.model).capability(name).support == "none"
+    }
     named = {name: value for name, value in settings.items() if value is not None}
     named.setdefault("model", client.model)
     return Served(

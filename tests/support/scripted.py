@@ -12,7 +12,8 @@ over two tokens (anything else, also after a tool's answer), MUSE thinks first, 
 SAME repeats one word without end, PERSON and "joke" are JSON, CALL is one tool call, CALLS two;
 further ones answer the questions of the langchain-tests suite and of `examples/`. A call is written in `<tool_call>`
 tags when the request has tools, and as bare JSON when the system message asks for
-`{"name": <name of the function>, …}`, which is how enginekit emulates a forced call. A server that
+`{"name": <name of the function>, …}`, which is how enginekit emulates a forced call; Thanks is
+answered as such a request asks for an answer without one. A server that
 forces calls itself leaves no room for tags: to each call's mark belong a second and a third best
 successor, which begin a JSON list of calls (vLLM's form when some call is required) and the bare
 arguments (its form when one function is named), and a fourth, which begins TGI's own object around a
@@ -101,6 +102,15 @@ REPLIES: tuple[Reply, ...] = (
         ),
     ),
 )
+
+LATER: tuple[Reply, ...] = (
+    Reply(
+        name="answer",
+        when="'To answer without one' in system and 'Thanks' in last",
+        text=('{"answer": "My pleasure', b" \xe2", b"\x86\x92", ' come again."}'),
+    ),
+)
+"""Replies whose tokens come after all others: new ones move no token, and each keeps its noise."""
 
 _JOKE = {"setup": "What do cats read?", "punchline": "The mewspaper."}
 
@@ -242,7 +252,11 @@ class _Vocabulary:
         return [self.take(letters(piece)) for piece in pieces]
 
 
-def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) -> Script:
+def script(
+    replies: Sequence[Reply] = REPLIES,
+    calls: Sequence[Call] = CALLS,
+    later: Sequence[Reply] = LATER,
+) -> Script:
     """Lay out the chains."""
     marks = [f"<|{reply.name}|>" for reply in replies]
     marks += [f"<|{call.name}{form}|>" for call in calls for form in ("", "-bare")]
@@ -259,7 +273,8 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
     greeting = [*words.cut(head), *map(words.take, map(letters, (b"\xc3", b"\xa9")))]
     greeting += words.cut(tail)
     chain(words.index[_LETTERS[10]], greeting, end)
-    for reply in replies:
+
+    def lay(reply: Reply) -> None:
         tokens: list[int] = []
         for part in reply.text:
             if isinstance(part, bytes):
@@ -270,7 +285,10 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
             else:
                 tokens += words.cut(part)
         last = {"end": end, "greeting": greeting[0], "again": tokens[0]}[reply.then]
-        chain(words.index[f"<|{reply.name}|>"], tokens, last)
+        chain(words.add(f"<|{reply.name}|>", _CONTROL), tokens, last)
+
+    for reply in replies:
+        lay(reply)
     for call in calls:
         rows = [
             json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
@@ -297,9 +315,10 @@ def script(replies: Sequence[Reply] = REPLIES, calls: Sequence[Call] = CALLS) ->
         other(mark, third, THIRD)
         other(mark, fourth, FOURTH)
     other(words.index[_LETTERS[10]], {"function": {"_name": "no_tool"}}, FOURTH)
-    return Script(
-        tuple(words.words), tuple(words.kinds), follow, tuple(others), _template(replies, calls)
-    )
+    for reply in later:
+        lay(reply)
+    template = _template([*replies, *later], calls)
+    return Script(tuple(words.words), tuple(words.kinds), follow, tuple(others), template)
 
 
 _HEAD = r"""{{ bos_token }}{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}{% set bare = 'name of the function' in system %}{% if tools %}<|start_header_id|>system<|end_header_id|>

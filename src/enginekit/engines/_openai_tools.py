@@ -93,11 +93,7 @@ class ToolSteps(Engine):
 
     def _emulates(self, mode: str, request: ChatRequest) -> bool:
         """Whether a tool choice of this mode is emulated by a schema."""
-        feature: dict[str, Feature] = {
-            "required": "tool_choice_required",
-            "named": "tool_choice_named",
-        }
-        return self.capability(feature.get(mode, "tools")).support == "emulated"
+        return self.capability(_feature_of(mode)).support == "emulated"
 
     def _emulate_tools(
         self,
@@ -108,6 +104,9 @@ class ToolSteps(Engine):
         plan: Plan,
     ) -> None:
         mode = choice.mode if choice is not None else "auto"
+        told = self.facts.told(_feature_of(mode)) if self.facts is not None else None
+        if told is not None and told.note:
+            draft.receipt.notes.append(f"tools: {told.note}")
         plan.messages = as_text(plan.messages) if self._text_history() else plan.messages
         if mode == "none":
             draft.enter("tools", "emulated", note="not shown to the model: none may be called")
@@ -166,6 +165,15 @@ class ToolSteps(Engine):
         self, schema: Mapping[str, Any], name: str, strict: bool | None
     ) -> dict[str, Any]:
         """Where a JSON schema goes in the body."""
+
+
+def _feature_of(mode: str) -> Feature:
+    """The feature that a tool choice of this mode needs."""
+    features: dict[str, Feature] = {
+        "required": "tool_choice_required",
+        "named": "tool_choice_named",
+    }
+    return features.get(mode, "tools")
 
 
 def wire_tool(tool: Tool) -> dict[str, Any]:

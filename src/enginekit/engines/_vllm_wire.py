@@ -7,10 +7,13 @@ engine's own. Seen running as 0.32.0.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal
 
+from enginekit.engine import Operation
+from enginekit.engines import _openai_routes as routes
 from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
 from enginekit.engines._messages import MessagePolicy
 from enginekit.engines._openai import OpenAIEngine, Plan, wire_tool
@@ -28,9 +31,14 @@ from enginekit.errors import (
     Unauthorized,
     Unsupported,
 )
+from enginekit.facts.engine import Capability, Evidence, Feature
 from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint, Tool
 
 TOOL_FLAGS: Final = "--enable-auto-tool-choice --tool-call-parser NAME"
+TOOL_FEATURES: Final[frozenset[Feature]] = frozenset(
+    {"tools", "tool_choice_required", "tool_choice_named"}
+)
+"""What a server without a tool parser lacks."""
 MAX_STOPS: Final = 4
 """`VLLM_MAX_STOP_STRINGS`: more are refused by the server."""
 
@@ -191,6 +199,15 @@ FAULTS: Final[tuple[Case, ...]] = (
         facts=_feature("fim"),
         hint="serve a model with fill-in-the-middle",
     ),
+    Case(
+        error=Unsupported,
+        name="generate",
+        status=(400,),
+        text="does not support the 'generate' task",
+        facts=_feature("chat"),
+        says="the model embeds or ranks and does not generate",
+        hint="name a model that generates",
+    ),
     Case(error=Unsupported, name="flag", status=(400,), text=r"requires --|does not support"),
     Case(
         error=EngineDied,
@@ -236,7 +253,25 @@ class VLLMRequests(OpenAIEngine):
     policy: ClassVar[MessagePolicy] = MessagePolicy(
         call_content="empty", reasoning="reasoning_content"
     )
+    settles: ClassVar[frozenset[Feature]] = TOOL_FEATURES
     _window_hint: ClassVar[str] = "set max_tokens, or probe the server first"
+
+    @abstractmethod
+    def tool_capabilities(
+        self, native: bool, evidence: Evidence = "probed"
+    ) -> Mapping[Feature, Capability]:
+        """The capabilities of a model with a tool parser, or without one."""
+
+    def takes_tools(self, model: str) -> Operation[bool | None]:
+        """Whether there is a tool parser for the model; None when unclear. Generates nothing."""
+        return (yield from routes.takes_tools(self, model, self.chat_path))
+
+    def _settle_tools(self, model: str) -> Operation[None]:
+        native: bool | None = None
+        if self.options.get("probe_tools") is not False:
+            native = yield from self.takes_tools(model)
+        left_open = {feature: self.profile.capability(feature) for feature in TOOL_FEATURES}
+        self.remember(left_open if native is None else self.tool_capabilities(native), model)
 
     def _chat_wraps(self) -> list[Callable[[Inner], Inner]]:
         return [ThinkSplitter, AnswerInReasoning]

@@ -100,6 +100,8 @@ class EngineProfile:
         start_command: a command line that starts a server, with `{model}` in it.
         starts_itself: enginekit starts this engine in a child process when nothing is configured.
         retired: one sentence when upstream has retired the engine, else "".
+        many_models: one server has models that differ, so that what a refusal tells of a feature
+            is told of the model that was asked for.
     """
 
     name: str
@@ -122,6 +124,7 @@ class EngineProfile:
     start_command: str = ""
     starts_itself: bool = False
     retired: str = ""
+    many_models: bool = False
 
     def capability(self, feature: Feature) -> Capability:
         """The capability, `none` if the profile does not mention it."""
@@ -148,6 +151,8 @@ class ServerFacts:
         context_source: where that number came from, for people.
         slots: how many requests it decodes at once.
         capabilities: those that the probe narrowed or widened; they win over the profile's.
+        by_model: the same for one model of a server that has several, by the name it is asked for;
+            they win over those of the server.
         template_tools: whether the chat template knows tools.
         verified: False when the version is newer than any that was tested.
         notes: what a person should know, one sentence each.
@@ -161,6 +166,7 @@ class ServerFacts:
     slots: int | None = None
     modalities: tuple[str, ...] = ()
     capabilities: Mapping[Feature, Capability] = field(default_factory=dict)
+    by_model: Mapping[str, Mapping[Feature, Capability]] = field(default_factory=dict)
     template_tools: bool | None = None
     verified: bool = True
     notes: tuple[str, ...] = ()
@@ -172,6 +178,26 @@ class ServerFacts:
             if name == card.id or name in card.aliases:
                 return card
         return None
+
+    def told(self, feature: Feature, model: str = "") -> Capability | None:
+        """What was found out about a feature, for a model; None when nothing was."""
+        if model in self.by_model and feature in self.by_model[model]:
+            return self.by_model[model][feature]
+        return self.capabilities.get(feature)
+
+    def with_told(self, found: Mapping[Feature, Capability], model: str = "") -> ServerFacts:
+        """The facts with more found out, of the server or of one `model`."""
+        if not model:
+            return replace(self, capabilities={**self.capabilities, **found})
+        own = {**self.by_model.get(model, {}), **found}
+        return replace(self, by_model={**self.by_model, model: own})
+
+    def of(self, model: str) -> ServerFacts:
+        """The facts with what is known of one model laid over them."""
+        own = self.by_model.get(model)
+        if not own:
+            return self
+        return replace(self, capabilities={**self.capabilities, **own}, by_model={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,7 @@ from enginekit.kit.route import (
 )
 from enginekit.kit.showing import with_schema_shown
 from enginekit.operations import asked as unless_lacking
-from enginekit.operations import open_reply
+from enginekit.operations import open_reply, settle_all
 from enginekit.types import (
     ChatRequest,
     CompletionRequest,
@@ -233,6 +233,8 @@ class Calls:
                 route = yield from self.resting.watched(number, looked)
                 if route.engine.facts is None:
                     route.engine.facts = yield from route.engine.probe()
+                yield from settle_all(route.engine, route.model)
+                keep_facts(route)
                 found.append(route.engine.facts)
             except EngineKitError as error:
                 if not self._lists or isinstance(error, ConfigError):
@@ -248,7 +250,8 @@ class Calls:
         route = yield from self._route(0, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
-        return (yield from _asked(route, "embeddings", route.engine.embed(request)))
+        operation = route.engine.embed(request)
+        return (yield from _asked(route, "embeddings", operation, request.model))
 
     def _rerank(self, request: RerankRequest) -> Operation[Ranking]:
         if not request.documents:
@@ -256,7 +259,8 @@ class Calls:
         route = yield from self._route(0, request.model or None)
         if not request.model:
             request = replace(request, model=route.model)
-        return (yield from _asked(route, "rerank", route.engine.rerank(request)))
+        operation = route.engine.rerank(request)
+        return (yield from _asked(route, "rerank", operation, request.model))
 
     def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
         def on(engine: Engine, model: str) -> Operation[int]:
@@ -286,7 +290,7 @@ class Calls:
             route = yield from self._route(number, model, patient=patient)
             operation = make(route.engine, model or route.model)
             if feature is not None:
-                operation = _asked(route, feature, operation)
+                operation = _asked(route, feature, operation, model or route.model)
             return (yield from operation), route.engine.name
 
         if not self._lists:
@@ -312,10 +316,10 @@ def _refuse_one_for_all(config: Config, engines: Sequence[str]) -> None:
         )
 
 
-def _asked(route: Route, feature: Feature, operation: Operation[_T]) -> Operation[_T]:
+def _asked(route: Route, feature: Feature, operation: Operation[_T], model: str) -> Operation[_T]:
     """The operation, unless the server is known to lack what it needs; what it refuses is kept."""
     try:
-        return (yield from unless_lacking(route.engine, feature, operation))
+        return (yield from unless_lacking(route.engine, feature, operation, model=model))
     finally:
         keep_facts(route)
 

@@ -59,14 +59,14 @@ class OneEngine:
 
     def capability(self, feature: Feature) -> Capability | None:
         """What the server, else the profile, says of a feature."""
-        stated = self.facts.capabilities.get(feature) if self.facts is not None else None
+        stated = self.facts.told(feature, self.model) if self.facts is not None else None
         if stated is not None or self.profile is None:
             return stated
         return self.profile.capability(feature)
 
     def can(self, feature: Feature) -> Fact:
         """Whether a request may need this feature."""
-        told = self.facts is not None and feature in self.facts.capabilities
+        told = self.facts is not None and self.facts.told(feature, self.model) is not None
         capability = self.capability(feature)
         if capability is not None and (told or not capability.usable):
             said = (

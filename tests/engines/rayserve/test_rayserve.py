@@ -281,7 +281,7 @@ def test_a_probe_of_a_loading_server_does_not_hang() -> None:
 
 
 def test_probe_may_try_a_tool() -> None:
-    """Only with the option, by one call of one token."""
+    """With the option, for the model in use, by a request that generates nothing."""
     refused = recordings.scene("vllm", "scene_tools_without_flags")[0]
     for reply, support in ((refused, "emulated"), (load("rayserve", "chat_tools_auto"), "native")):
         answers = {
@@ -290,7 +290,11 @@ def test_probe_may_try_a_tool() -> None:
             "POST /v1/chat/completions": reply,
         }
         facts = play(RayServe(TARGET, options={"probe_tools": True}).probe(), answers)
-        assert facts.capabilities["tools"].support == support
+        (model,) = (card.id for card in facts.models)
+        told = facts.told("tools", model)
+        assert told is not None
+        assert told.support == support
+        assert facts.told("tools", "another") is None
 
 
 def test_emulated_tools_once_the_probe_knows() -> None:

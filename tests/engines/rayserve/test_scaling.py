@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,15 @@ import pytest
 from enginekit.drivers.sync import SyncDriver
 from enginekit.engine import Answer, Call, Target
 from enginekit.engines.rayserve import RayServe
-from enginekit.engines.rayserve.scaling import APPLICATIONS, Scaling, read_scaling
-from enginekit.errors import MalformedReply, Unauthorized, Unsupported
+from enginekit.engines.rayserve.scaling import APPLICATIONS, VERSION, Scaling, read_scaling
+from enginekit.errors import (
+    EngineFault,
+    EngineTimeout,
+    MalformedReply,
+    Unauthorized,
+    Unreachable,
+    Unsupported,
+)
 from tests.engines.recordings import Recording, load, play, scene
 from tests.support.server import Server, json_reply, text_reply
 
@@ -102,6 +110,89 @@ def test_a_dying_engine_as_the_dashboard_tells_it():
     assert "0 of 1 replicas running" in one.sentence
 
 
+def ready(told: Any, *rest: Any) -> bool:
+    """What `ready()` says when the dashboard answers so, and the ingress as in `rest`."""
+    operation = ray(dashboard="http://head:8265").ready("tiny")
+    effect = next(operation)
+    assert isinstance(effect, Call)
+    assert (effect.target.base_url, effect.path) == ("http://head:8265", APPLICATIONS)
+    try:
+        for outcome in (told, *rest):
+            if isinstance(outcome, Exception):
+                operation.throw(outcome)
+            else:
+                operation.send(outcome)
+    except StopIteration as stop:
+        return bool(stop.value)
+    raise AssertionError("it asked for more")
+
+
+def dashboard(status: str, *states: str, target: int = 1, message: str = "") -> Answer:
+    """The recorded status with another state of the model's deployment."""
+    told = json.loads(STATUS.body)
+    deployment = told["applications"]["llm"]["deployments"]["LLMServer:tiny"]
+    old = deployment["replicas"][0]
+    deployment["replicas"] = [{**old, "state": state} for state in states]
+    deployment |= {"status": status, "target_num_replicas": target, "message": message}
+    return Answer(status=200, headers={}, body=json.dumps(told).encode())
+
+
+LISTED, TOKEN = SERVER["GET /v1/models"].answer, SERVER["POST /v1/completions"].answer
+
+
+def test_ready_asks_no_token_of_a_deployment_without_a_replica():
+    """Recorded at the start: UPDATING with a replica STARTING, minutes after the ingress answers."""
+    assert not ready(dashboard("UPDATING", "STARTING"))
+    assert not ready(dashboard("UNHEALTHY", "STOPPING", "STARTING"))
+
+
+def test_ready_believes_a_token_only():
+    """That a replica runs Ray says for half a minute of an engine that is dead."""
+    assert ready(STATUS.answer, LISTED, TOKEN)
+    assert not ready(STATUS.answer, LISTED, EngineTimeout("silent"))
+
+
+def test_ready_wakes_what_was_scaled_to_zero():
+    assert not ready(dashboard("HEALTHY", target=0), LISTED, EngineTimeout("it starts"))
+    assert ready(dashboard("HEALTHY", target=0), LISTED, TOKEN)
+
+
+def test_ready_raises_what_ray_has_given_up():
+    """DEPLOY_FAILED of ray/serve/_private/common.py: no replica is started any more."""
+    failed = dashboard("DEPLOY_FAILED", message="The deployment failed to start 3 times in a row.")
+    with pytest.raises(EngineFault, match="failed to start 3 times"):
+        ready(failed)
+
+
+def test_a_dashboard_that_does_not_answer_costs_no_readiness():
+    assert ready(Unreachable("refused"), LISTED, TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("deployment", "model", "yes"),
+    [
+        ("LLMServer:tiny", "tiny", True),
+        ("LLMServer:tiny", "tiny:adapter", True),
+        ("LLMServer:meta-llama--Llama-3_1-8B", "meta-llama/Llama-3.1-8B", True),
+        ("LLMServer:qwen3:8b", "qwen3:8b", True),
+        ("LLMServer:tinier", "tiny", False),
+        ("OpenAiIngress", "tiny", False),
+    ],
+)
+def test_which_deployment_holds_a_model(deployment, model, yes):
+    """Named by `LLMServer:` and the model id, as ray's llm builder spells it."""
+    one = replace(status(), deployment=deployment)
+    assert one.holds(model) is yes
+
+
+def test_the_version_is_rays_and_vllms():
+    version = next(r for r in scene("rayserve/dashboard", "scene_dashboard") if r.path == VERSION)
+    answers = {**SERVER, f"GET {APPLICATIONS}": STATUS, f"GET {VERSION}": version}
+    facts = play(ray(dashboard="http://head:8265", dashboard_token="t").probe(), answers)
+    assert facts.version == "ray 2.60.0, vllm 0.32.0"
+    assert facts.verified
+
+
 def test_a_probe_reads_the_targets_with_the_token_and_without_the_key():
     seen: list[Call] = []
     operation = ray(dashboard="http://head:8265/", dashboard_token="t").probe()
@@ -110,7 +201,11 @@ def test_a_probe_reads_the_targets_with_the_token_and_without_the_key():
         while True:
             assert isinstance(effect, Call)
             seen.append(effect)
-            answers: dict[str, Recording] = {**SERVER, f"GET {APPLICATIONS}": STATUS}
+            answers: dict[str, Recording] = {
+                **SERVER,
+                f"GET {APPLICATIONS}": STATUS,
+                f"GET {VERSION}": STATUS,
+            }
             effect = operation.send(answers[f"{effect.method} {effect.path}"].answer)
     except StopIteration as stop:
         facts = stop.value

@@ -133,7 +133,7 @@ class LlamaCpp(LlamaCppRequests):
         draft.options()
         return (yield from routes.rerank(self, request, draft))
 
-    def settle(self, feature: Feature) -> Operation[None]:
+    def settle(self, feature: Feature, model: str = "") -> Operation[None]:
         """Whether the server was started for this, by a request without any text.
 
         It looks at its flags before it reads the body: 501 where they lack, 400 where not. One that

@@ -39,19 +39,22 @@ class LlamaCppRequests(OpenAIEngine):
     learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "rerank", "fim", "metrics"})
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
-        """With one model, whatever its flags rule out; with `--no-jinja`, that tools are emulated.
+        """What its flags rule out, of a router each model's; with `--no-jinja` tools are emulated.
 
         Before June 2025 it refused tools in a stream: then they are asked for in one piece.
         """
         if refusal.feature == "stream_tools":
             note = "in one piece: this version cannot stream tool calls"
             return {"stream_tools": Capability(support="emulated", evidence="observed", note=note)}
-        if self._router:
-            return {}
         if refusal.feature == "tools":
             note = "by a JSON schema: the server was started with --no-jinja"
             return {"tools": Capability(support="emulated", evidence="observed", note=note)}
         return super().learnt(refusal)
+
+    @property
+    def many_models(self) -> bool:
+        """A router starts a server for each model."""
+        return self._router
 
     @property
     def _router(self) -> bool:

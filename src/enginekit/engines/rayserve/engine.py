@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from enginekit.engines._decoder import NONSENSE
 from enginekit.engines._fault import Case, classify, read_fault
 from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
-from enginekit.engines._vllm_wire import VLLMRequests
+from enginekit.engines._vllm_wire import TOOL_FEATURES, VLLMRequests
 from enginekit.engines.rayserve.facts import (
     FAULTS,
     NO_METRICS,
@@ -25,6 +25,7 @@ from enginekit.engines.rayserve.facts import (
 from enginekit.engines.rayserve.scaling import (
     APPLICATIONS,
     CACHE_USAGE,
+    VERSION,
     Scaling,
     load_of,
     read_scaling,
@@ -46,6 +47,7 @@ from enginekit.errors import (
 from enginekit.facts.engine import (
     Capability,
     EngineProfile,
+    Evidence,
     Feature,
     Load,
     ModelCard,
@@ -64,8 +66,11 @@ READY = 10.0
 class RayServe(VLLMRequests):
     """A Ray Serve LLM ingress at one address.
 
-    Options (`[engines.rayserve.options]`): `probe_tools = true` lets `probe()` find out whether the
-    model was deployed with a tool parser; else this is learnt from the first refusal. `dashboard`
+    Whether a model was deployed with a tool parser is found out before the first call that needs
+    one, by a request that generates nothing; without a parser its calls are emulated.
+
+    Options (`[engines.rayserve.options]`): `probe_tools = true` makes this part of every `probe()`,
+    `false` never asks, and the first refusal tells. `dashboard`
     (`http://head:8265`) with `dashboard_token` lets it read replicas and autoscaling targets,
     `exporter` (`http://node:8080`, the node's metrics_export_port) the metrics of the replicas
     there: the ingress shows neither. The key for the ingress is sent to neither.
@@ -73,7 +78,7 @@ class RayServe(VLLMRequests):
 
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "rayserve"
-    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings"})
+    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "chat"})
     faults: ClassVar[tuple[Case, ...]] = FAULTS
     _window_hint: ClassVar[str] = "set max_tokens, or max_model_len in engine_kwargs"
 
@@ -129,27 +134,36 @@ class RayServe(VLLMRequests):
         listing = yield from routes.ask(self, "GET", "/v1/models", timeout=LISTED)
         cards = model_cards(listing)
         fingerprint: str | None = None
-        tools: bool | None = None
         answered = True
-        if cards:
+        model = self._asked_for(cards)
+        if model:
             try:
-                reply = yield from self._one_token(cards[0].id, TRIAL)
+                reply = yield from self._one_token(model, TRIAL)
                 fingerprint = reply.get("system_fingerprint")
             except EngineTimeout:
                 answered = False
             except EngineError:
                 pass
-        if cards and answered and self.options.get("probe_tools"):
-            tools = yield from self.takes_tools(cards[0].id)
+        tools: bool | None = None
+        if model and answered and self.options.get("probe_tools"):
+            tools = yield from self.takes_tools(model)
         scaling, why = yield from self._scaling()
-        return facts_of(
+        facts = facts_of(
             listing,
             fingerprint=fingerprint,
-            tools=tools,
+            ray=(yield from self._ray_version()) if scaling else None,
             answered=answered,
             scaling=scaling,
             notes=(why,) if why else (),
         )
+        return (
+            facts if tools is None else replace(facts, by_model={model: tool_capabilities(tools)})
+        )
+
+    def _asked_for(self, cards: Sequence[ModelCard]) -> str:
+        """The model in use, else the first of the list: each may be deployed in its own way."""
+        wanted = self.options.get("model")
+        return str(wanted) if wanted else (cards[0].id if cards else "")
 
     def scaling(self) -> Operation[tuple[Scaling, ...]]:
         """Replicas, limits and targets of the deployments that hold models, from Ray's dashboard.
@@ -182,6 +196,14 @@ class RayServe(VLLMRequests):
         except EngineKitError as error:
             return (), f"autoscaling: the dashboard could not be read: {error.message}"
 
+    def _ray_version(self) -> Operation[str | None]:
+        """Ray's own version, which its dashboard alone tells; None where it does not."""
+        try:
+            answer: Answer = yield self._elsewhere("dashboard", VERSION, self._token())
+            return str(parse_json(answer.body)["ray_version"]) if answer.ok else None
+        except (EngineKitError, *NONSENSE):
+            return None
+
     def _token(self) -> tuple[tuple[str, str], ...]:
         token = self.options.get("dashboard_token")
         return (("authorization", f"Bearer {token}"),) if token else ()
@@ -193,16 +215,39 @@ class RayServe(VLLMRequests):
         return replace(self.call("GET", path), target=target)
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
-        """A tool parser that lacks, where there is one model: then calls are made by a schema."""
-        if self.facts is None or len(self.facts.models) != 1:
-            return {}
+        """Also a tool parser that lacks: then calls of this model are made by a schema."""
         if refusal.feature == "tools":
-            return tool_capabilities(False, evidence="observed")
-        return super().learnt(refusal)
+            return self.tool_capabilities(False, "observed")
+        found = super().learnt(refusal)
+        # What does not generate does neither of the two.
+        return {**found, "completion": found["chat"]} if "chat" in found else found
 
-    def takes_tools(self, model: str) -> Operation[bool | None]:
-        """Whether the model has a tool parser; None when unclear."""
-        return (yield from routes.takes_tools(self, model, self.chat_path))
+    def tool_capabilities(
+        self, native: bool, evidence: Evidence = "probed"
+    ) -> Mapping[Feature, Capability]:
+        """The capabilities of a model deployed with a tool parser, or without one."""
+        return tool_capabilities(native, evidence)
+
+    def settle(self, feature: Feature, model: str = "") -> Operation[None]:
+        """Whether the model was deployed with a tool parser, or for pooling; nothing is computed.
+
+        A request to embed no text is refused either way: by a model that generates for the task, by
+        one that pools for the missing text. Seen on Ray 2.60 over vLLM 0.32.
+        """
+        if feature in TOOL_FEATURES:
+            yield from self._settle_tools(model)
+        elif feature == "embeddings":
+            body = {"model": model, "input": []}
+            answer: Answer = yield self.call("POST", "/v1/embeddings", body)
+            refusal = self.failure(
+                answer.status, answer.headers, answer.body, path="/v1/embeddings"
+            )
+            if isinstance(refusal, Unsupported):
+                self.remember(self.learnt(refusal), model)
+            elif answer.status == 400 and "at least one prompt" in refusal.message:
+                self.remember({feature: Capability(support="native", evidence="probed")}, model)
+            else:
+                self.remember({feature: self.profile.capability(feature)}, model)
 
     def _one_token(self, model: str, timeout: float) -> Operation[Mapping[str, Any]]:
         body = {"model": model, "prompt": "a", "max_tokens": 1}
@@ -212,10 +257,20 @@ class RayServe(VLLMRequests):
     def ready(self, model: str) -> Operation[bool]:
         """The model is listed, and one token of it comes within `READY` seconds.
 
+        Where the dashboard is named it is asked first: while it says that no replica runs yet, no
+        token is asked for, and a deployment that Ray has given up is an error at once. That one
+        runs it says also of an engine that died half a minute ago, so a token it is in any case.
+
         `/-/healthz` and `/v1/models` say yes minutes before the engine is loaded, and go on saying
         so when it has died: only a token proves anything. A full queue and a replica that is being
         replaced are "not yet". Raises ModelNotFound for a name that is not listed.
         """
+        for one in (yield from self._scaling())[0]:
+            if model and one.holds(model):
+                if one.failed:
+                    raise self._given_up(one)
+                if one.starts:
+                    return False
         try:
             listing = yield from routes.ask(self, "GET", "/v1/models", timeout=LISTED)
         except (Unreachable, EngineLoading, EngineTimeout):
@@ -246,6 +301,15 @@ class RayServe(VLLMRequests):
             # A pooling model has no completions: the engine itself answered, so it is up.
             return True
         return True
+
+    def _given_up(self, one: Scaling) -> EngineFault:
+        return EngineFault(
+            f"Ray gave up starting {one.deployment} of {self.name} at {self.target.base_url}: "
+            f"{one.message.strip() or one.status}",
+            hint="look into the log of the replica (serve status, and the dashboard's Serve page)",
+            engine=self.name,
+            url=self.target.base_url,
+        )
 
     def models(self) -> Operation[tuple[ModelCard, ...]]:
         """Every model that is configured."""

@@ -38,6 +38,9 @@ from enginekit.facts.engine import (
 NEWEST_TESTED: Final = (0, 32)
 """Newest minor version of vLLM that was seen running behind it."""
 
+NEWEST_RAY: Final = (2, 60)
+"""Newest minor version of Ray that was seen running; it tells only on its dashboard."""
+
 TOOL_ARGUMENTS: Final = "enable_auto_tool_choice and tool_call_parser in engine_kwargs"
 TOOL_HINT: Final = f"deploy the model with {TOOL_ARGUMENTS} of its LLMConfig"
 
@@ -113,6 +116,7 @@ PROFILE: Final = EngineProfile(
     memory="preallocate",
     weight_formats=("safetensors",),
     model_id="served",
+    many_models=True,
     tested=("2.60.0 with vLLM 0.32.0",),
     start_command='python -c "from ray import serve; '
     "from ray.serve.llm import LLMConfig, build_openai_app; "
@@ -233,6 +237,15 @@ FAULTS: Final[tuple[Case, ...]] = (
     ),
     Case(
         error=Unsupported,
+        name="generate",
+        status=(400,),
+        text="does not support the 'generate' task",
+        facts=_feature("chat"),
+        says="this model embeds or ranks and does not generate",
+        hint="name a model that generates",
+    ),
+    Case(
+        error=Unsupported,
         name="tokenizer",
         status=(400,),
         text="does not support the 'tokenization' task",
@@ -275,20 +288,19 @@ def facts_of(
     listing: Mapping[str, Any],
     *,
     fingerprint: str | None = None,
-    tools: bool | None = None,
+    ray: str | None = None,
     answered: bool = True,
     scaling: Sequence[Scaling] = (),
     notes: Sequence[str] = (),
 ) -> ServerFacts:
     """What a server says of itself in `/v1/models` and in the fingerprint of a reply.
 
-    `tools` is what a trial call told: True when it takes tools, None when none was made;
-    `answered` whether the trial completion came back in time; `scaling` what Ray's dashboard says
+    `ray` is Ray's own version, of its dashboard; `answered` tells whether the trial completion came back in time; `scaling` what Ray's dashboard says
     of the deployments, where it was asked.
     """
     cards = model_cards(listing)
     windows = [card.context_window for card in cards if card.context_window]
-    version, verified, said = judge_version(fingerprint)
+    version, verified, said = judge_version(fingerprint, ray)
     notes = (*said, *notes)
     if cards and not windows:
         notes = (
@@ -298,9 +310,6 @@ def facts_of(
         )
     if not answered:
         notes = (*notes, "it lists its models but did not generate a token: it may be loading")
-    capabilities: dict[Feature, Capability] = {}
-    if tools is not None:
-        capabilities = tool_capabilities(tools)
     modalities = {str(card.extra.get("modality")) for card in cards if card.extra.get("modality")}
     return ServerFacts(
         version=version,
@@ -308,7 +317,6 @@ def facts_of(
         context_window=min(windows) if windows else None,
         context_source="max_request_context_length of GET /v1/models" if windows else "",
         modalities=tuple(sorted(modalities)),
-        capabilities=capabilities,
         verified=verified,
         notes=(*notes, *([one.sentence for one in scaling] or AUTOSCALING)),
         extra={"scaling": tuple(scaling)} if scaling else {},
@@ -323,14 +331,17 @@ def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Featu
         else Capability(
             support="emulated",
             evidence=evidence,
-            note=f"by a JSON schema; natively with {TOOL_ARGUMENTS}",
+            note=f"by a JSON schema, one call at a time; natively with {TOOL_ARGUMENTS}",
         )
     )
-    return {
+    found: dict[Feature, Capability] = {
         "tools": capability,
         "tool_choice_required": capability,
         "tool_choice_named": capability,
     }
+    if not native:
+        found["parallel_tool_calls"] = replace(capability, support="none")
+    return found
 
 
 def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:
@@ -348,14 +359,22 @@ def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:
     return tuple(cards)
 
 
-def judge_version(fingerprint: str | None) -> tuple[str | None, bool, tuple[str, ...]]:
-    """The version of the vLLM behind a fingerprint, whether it was tested, and what to say if not."""
-    match = re.match(r"vllm-((\d+)\.(\d+)[^-]*)", fingerprint or "")
-    if match is None:
-        return None, True, ()
-    version = f"vllm {match[1]}"
-    if (int(match[2]), int(match[3])) > NEWEST_TESTED:
-        newest = ".".join(map(str, NEWEST_TESTED))
-        note = f"{version} is newer than {newest}, the newest that was tested behind Ray Serve"
-        return version, False, (note,)
-    return version, True, ()
+def judge_version(
+    fingerprint: str | None, ray: str | None = None
+) -> tuple[str | None, bool, tuple[str, ...]]:
+    """Ray's version and that of the vLLM behind a fingerprint, as far as they are known.
+
+    Returns them as one text, whether both were tested, and what to say if not.
+    """
+    found: list[str] = []
+    notes: list[str] = []
+    engine = re.match(r"vllm-((\d+)\.(\d+)[^-]*)", fingerprint or "")
+    own = re.match(r"((\d+)\.(\d+).*)", ray or "")
+    for name, match, newest in (("ray", own, NEWEST_RAY), ("vllm", engine, NEWEST_TESTED)):
+        if match is None:
+            continue
+        found.append(f"{name} {match[1]}")
+        if (int(match[2]), int(match[3])) > newest:
+            known = ".".join(map(str, newest))
+            notes.append(f"{found[-1]} is newer than {known}, the newest that was tested here")
+    return ", ".join(found) or None, not notes, tuple(notes)

@@ -14,6 +14,8 @@ from typing import Any, Final
 from enginekit.facts.engine import Load
 
 APPLICATIONS: Final = "/api/serve/applications/"
+VERSION: Final = "/api/version"
+"""Also of the dashboard: `{"ray_version": "2.60.0", …}`, with the same token."""
 NEVER: Final = 1e6
 """Requests at once from which a target is none: the LLM builder writes 1e9 where nothing was set."""
 CACHE_USAGE: Final = "ray_vllm_kv_cache_usage_perc"
@@ -43,6 +45,25 @@ class Scaling:
     target_requests: float | None = None
     most_requests: int | None = None
     message: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether Ray has given up starting it: waiting mends nothing."""
+        return self.status == "DEPLOY_FAILED"
+
+    @property
+    def starts(self) -> bool:
+        """Whether no replica answers and Ray is starting one, so that asking for a token is idle.
+
+        One that is scaled to zero on purpose starts by being asked.
+        """
+        return self.running == 0 and self.target_replicas != 0
+
+    def holds(self, model: str) -> bool:
+        """Whether this is the deployment of a model, or of an adapter of it (`base:adapter`)."""
+        named = self.deployment.removeprefix("LLMServer:")
+        names = (model, model.rpartition(":")[0])
+        return named in [name.replace("/", "--").replace(".", "_") for name in names if name]
 
     @property
     def can_grow(self) -> bool:

@@ -9,7 +9,7 @@ from enginekit.engine import Answer, Operation, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._json import parse_json
 from enginekit.engines._params import Draft
-from enginekit.engines._vllm_wire import VLLMRequests
+from enginekit.engines._vllm_wire import TOOL_FEATURES, VLLMRequests
 from enginekit.engines.vllm.facts import PROFILE, facts_of, model_cards, tool_capabilities
 from enginekit.errors import (
     BadRequest,
@@ -22,6 +22,7 @@ from enginekit.errors import (
 from enginekit.facts.engine import (
     Capability,
     EngineProfile,
+    Evidence,
     Feature,
     Load,
     ModelCard,
@@ -40,9 +41,10 @@ from enginekit.types import (
 class VLLM(VLLMRequests):
     """A vLLM OpenAI server at one address.
 
-    Options (`[engines.vllm.options]`): `probe_tools = true` lets `probe()` find out whether the
-    server was started with a tool parser; else this is learnt from the first refusal, and calls
-    are emulated from then on.
+    Whether the server was started with a tool parser is found out before the first call that needs
+    one, by a request that generates nothing; without a parser calls are emulated. Option
+    (`[engines.vllm.options]`): `probe_tools = true` makes this part of every `probe()`, `false`
+    never asks, and the first refusal tells.
     """
 
     profile: ClassVar[EngineProfile] = PROFILE
@@ -72,7 +74,7 @@ class VLLM(VLLMRequests):
         return ping.ok and not ping.body.strip()
 
     def probe(self) -> Operation[ServerFacts]:
-        """Read `/version` and `/v1/models`; with the option `probe_tools` try a tool, too."""
+        """Read `/version` and `/v1/models`; with `probe_tools = true` look for a tool parser, too."""
         try:
             version = yield from routes.ask(self, "GET", "/version")
         except Unsupported:
@@ -87,20 +89,25 @@ class VLLM(VLLMRequests):
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
         """Also a tool parser that lacks: from then on calls are made by a schema."""
         if refusal.feature == "tools":
-            return tool_capabilities(False, evidence="observed")
+            return self.tool_capabilities(False, "observed")
         return super().learnt(refusal)
 
-    def takes_tools(self, model: str) -> Operation[bool | None]:
-        """Whether the server has a tool parser; None when unclear."""
-        return (yield from routes.takes_tools(self, model, self.chat_path))
+    def tool_capabilities(
+        self, native: bool, evidence: Evidence = "probed"
+    ) -> Mapping[Feature, Capability]:
+        """The capabilities of a server with a tool parser, or without one."""
+        return tool_capabilities(native, evidence)
 
-    def settle(self, feature: Feature) -> Operation[None]:
-        """Whether a route of pooling models is there, told by two requests that reach no route.
+    def settle(self, feature: Feature, model: str = "") -> Operation[None]:
+        """Whether there is a tool parser, or a route of pooling models; nothing is generated.
 
-        Of a path with a slash too many the server says where it belongs (307) if the route exists,
+        The routes by two requests that reach none: of a path with a slash too many the server says where it belongs (307) if the route exists,
         and 404 if not. Believed only if chats are told apart in the same way, which a gateway in
         front of the server may not do.
         """
+        if feature in TOOL_FEATURES:
+            yield from self._settle_tools(model)
+            return
         path = {"embeddings": "/v1/embeddings/", "rerank": "/v1/rerank/"}.get(feature)
         if path is None:
             return
@@ -109,6 +116,8 @@ class VLLM(VLLMRequests):
         elif there == 404 and (yield from self._status(f"{self.chat_path}/")) == 307:
             note = f"it generates; one started with {self.profile.capability(feature).note} can"
             self.remember({feature: Capability(support="none", evidence="probed", note=note)})
+        else:
+            self.remember({feature: self.profile.capability(feature)})
 
     def _status(self, path: str) -> Operation[int | None]:
         try:

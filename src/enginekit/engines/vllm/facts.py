@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from enginekit.engines._vllm_wire import TOOL_FLAGS
@@ -130,14 +131,17 @@ def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Featu
         else Capability(
             support="emulated",
             evidence=evidence,
-            note=f"by a JSON schema; natively with {TOOL_FLAGS}",
+            note=f"by a JSON schema, one call at a time; natively with {TOOL_FLAGS}",
         )
     )
-    return {
+    found: dict[Feature, Capability] = {
         "tools": capability,
         "tool_choice_required": capability,
         "tool_choice_named": capability,
     }
+    if not native:
+        found["parallel_tool_calls"] = replace(capability, support="none")
+    return found
 
 
 def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:
