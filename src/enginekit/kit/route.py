@@ -486,7 +486,8 @@ def _only_model(engine: Engine) -> Operation[str]:
     loaded = [card.id for card in cards if card.loaded]
     if len(loaded) == 1:
         return loaded[0]
-    if len(cards) == 1 or (cards and engine.profile.model_id in ("any", "served")):
+    fixed = bool(cards) and cards[0].loaded is None  # else it loads the one that is named
+    if len(cards) == 1 or (fixed and engine.profile.model_id in ("any", "served")):
         return cards[0].id
     if not cards:
         return ""

@@ -15,10 +15,8 @@ from enginekit.engines.llamacpp.requests import anchored, choice_grammar
 from enginekit.errors import (
     BadRequest,
     ContextOverflow,
-    EngineFault,
     EngineLoading,
     MalformedReply,
-    ModelNotFound,
     Unauthorized,
     Unsupported,
 )
@@ -323,48 +321,6 @@ def test_window_keep_alive_and_adapters() -> None:
         engine(adapters).encode(chat(lora="other"))
 
 
-ADAPTERS = (
-    {"id": 0, "path": "/m/pirate.gguf", "scale": 1.0},
-    {"id": 1, "path": "/m/monk.gguf", "scale": 1.0},
-)
-
-
-@pytest.mark.parametrize(
-    ("wish", "wire"),
-    [
-        (((1, 0.5),), [{"id": 1, "scale": 0.5}]),
-        ((("monk", 0.5), ("pirate", 1)), [{"id": 1, "scale": 0.5}, {"id": 0, "scale": 1.0}]),
-        ((), [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]),
-    ],
-)
-def test_adapters_by_number_by_name_and_none_of_them(wish, wire) -> None:
-    """Seen on b10488: an empty list means those of the launch, so "none" is each at scale 0."""
-    facts = facts_of(props(), listing(), ADAPTERS)
-    assert body(chat(lora=wish), engine(facts))["lora"] == wire
-
-
-@pytest.mark.parametrize("wish", [((7, 1.0),), (("abbot", 1.0),), (("lora2", 1),)])
-def test_an_adapter_that_is_not_there_is_refused(wish) -> None:
-    """The server takes it with 200 and turns all others off."""
-    with pytest.raises(Unsupported, match=r"0: /m/pirate\.gguf, 1: /m/monk\.gguf"):
-        engine(facts_of(props(), listing(), ADAPTERS)).encode(chat(lora=wish))
-    with pytest.raises(Unsupported, match="none"):
-        engine().encode(chat(lora=((0, 0.5),)))
-
-
-@pytest.mark.parametrize("wish", [("pirate",), (1, 2), ((1, "much"),), 5, ((1, 2, 3),)])
-def test_adapters_of_another_shape_are_a_bad_request(wish) -> None:
-    with pytest.raises(BadRequest, match="lora"):
-        engine(facts_of(props(), listing(), ADAPTERS)).encode(chat(lora=wish))
-
-
-def test_of_a_server_that_was_not_asked_numbers_are_believed() -> None:
-    unknown = LlamaCpp(TARGET)
-    assert body(chat(lora=((7, 1.0),)), unknown)["lora"] == [{"id": 7, "scale": 1.0}]
-    with pytest.raises(Unsupported):
-        unknown.encode(chat(lora="pirate"))
-
-
 def test_a_substituted_template_is_in_every_receipt() -> None:
     """The launcher says so by an option."""
     server = engine(substituted_template="chatml")
@@ -424,46 +380,7 @@ def test_probe_while_loading_and_without_a_key() -> None:
         play(LlamaCpp(TARGET).probe(), {"GET /props": refused})
 
 
-ROUTER = answer(
-    {
-        "data": [
-            {"id": "a", "aliases": ["x"], "status": {"value": "loaded"}},
-            {"id": "b", "status": {"value": "unloaded"}},
-            {"id": "c", "status": {"value": "unloaded", "failed": True, "exit_code": 1}},
-            {"id": "d", "status": {"value": "loading"}},
-        ]
-    }
-)
 HEALTHY = load("llamacpp", "l_health")
-
-
-def router() -> LlamaCpp:
-    server = LlamaCpp(TARGET)
-    server.facts = play(
-        server.probe(),
-        {"GET /props": answer({"role": "router", "build_info": "b1"}), "GET /models": ROUTER},
-    )
-    return server
-
-
-def test_router_mode() -> None:
-    """Several models with a status each; an unloaded one is asked to load, a failed one says so."""
-    server = router()
-    assert server.facts is not None
-    assert [card.loaded for card in server.facts.models] == [True, False, False, False]
-    answers = {
-        "GET /health": HEALTHY,
-        "GET /models": ROUTER,
-        "POST /models/load": answer({"success": True}),
-    }
-    assert play(server.ready("x"), answers) is True
-    assert play(server.ready("b"), answers) is False
-    assert play(server.ready("d"), answers) is False
-    with pytest.raises(EngineFault, match="exit code 1"):
-        play(server.ready("c"), answers)
-    with pytest.raises(ModelNotFound):
-        play(server.ready("nope"), answers)
-    assert server.encode(replace(chat(), model="b")).call.json["model"] == "b"
 
 
 def test_ready() -> None:
@@ -565,20 +482,3 @@ def test_load_and_unload_need_a_router() -> None:
     """A server with one model refuses before anything is sent."""
     with pytest.raises(Unsupported, match="as long as it runs"):
         play(engine().unload("tiny"), {})
-    play(router().unload("a"), {"POST /models/unload": answer({"success": True})})
-
-
-def test_images_that_were_seen_and_images_that_could_not_be() -> None:
-    """A real projector: its server says that it sees, and what it could not read or fetch."""
-    sees = engine(facts_of(json.loads(load("llamacpp", "l_props_sees").body), listing()))
-    assert sees.capability("images").support == "native"
-    assert sees.capability("audio").support == "none"
-    decoded = decode(
-        sees.encode(chat(), stream=True).decoder(), [load("llamacpp", "l_image_seen_stream").body]
-    )
-    assert decoded.text == "Hello there! A café is near."
-    for name in ("l_image_away", "l_image_bad", "l_image_file"):
-        refused = load("llamacpp", name)
-        error = sees.failure(refused.status, refused.headers, refused.body, path=refused.path)
-        assert type(error) is BadRequest, name
-        assert not error.retryable

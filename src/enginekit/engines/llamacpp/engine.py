@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
-from enginekit.engine import Answer, Operation, Target
+from enginekit.engine import Answer, Operation, Sleep, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._params import Draft
 from enginekit.engines.llamacpp.facts import facts_of, model_cards, router_facts
 from enginekit.engines.llamacpp.requests import LlamaCppRequests
-from enginekit.errors import EngineError, EngineFault, EngineLoading, ModelNotFound, Unsupported
+from enginekit.errors import (
+    EngineError,
+    EngineFault,
+    EngineLoading,
+    EngineTimeout,
+    ModelNotFound,
+    Unsupported,
+    nearest_models,
+)
 from enginekit.facts.engine import Capability, Feature, Load, ModelCard, ServerFacts
 from enginekit.types import (
     UNSET,
@@ -20,6 +29,11 @@ from enginekit.types import (
     Ranking,
     RerankRequest,
 )
+
+LOADING: Final = 600.0
+"""Seconds a router may take to load a model."""
+UNLOADING: Final = 30.0
+"""Seconds it may take to end the process of one."""
 
 
 class LlamaCpp(LlamaCppRequests):
@@ -46,7 +60,7 @@ class LlamaCpp(LlamaCppRequests):
         props = yield from self._props()
         if props.get("role") == "router":
             listing = yield from routes.ask(self, "GET", "/models")
-            return router_facts(props, listing)
+            return router_facts(props, listing, self.options.get("model"))
         listing = yield from routes.ask(self, "GET", "/v1/models")
         adapters = yield from self.adapters()
         return facts_of(props, listing, adapters)
@@ -77,29 +91,35 @@ class LlamaCpp(LlamaCppRequests):
         card = (yield from self._card(model)) if model else None
         if card is None or card.loaded:
             return True
+        self._not_failed(card)
+        if card.extra["status"].get("value") == "unloaded":
+            yield from self._manage("load", model)
+        return False
+
+    def _not_failed(self, card: ModelCard) -> None:
         status = card.extra.get("status") or {}
         if status.get("failed"):
             raise EngineFault(
-                f"{self.name} at {self.target.base_url} failed to load {model!r} "
+                f"{self.name} at {self.target.base_url} failed to load {card.id!r} "
                 f"(exit code {status.get('exit_code')})",
                 hint="look at the server's log",
                 engine=self.name,
                 url=self.target.base_url,
             )
-        if status.get("value") == "unloaded":
-            yield from self.load(model)
-        return False
 
     def _card(self, model: str) -> Operation[ModelCard]:
         cards = model_cards((yield from routes.ask(self, "GET", "/models")))
         for card in cards:
             if model == card.id or model in card.aliases:
                 return card
+        near = nearest_models([(card.id, *card.aliases) for card in cards], model)
         raise ModelNotFound(
-            f"{self.name} at {self.target.base_url} has no model {model!r}",
+            f"{self.name} at {self.target.base_url} has no model {model!r}; "
+            f"nearest: {', '.join(near) or 'it has none'}",
             engine=self.name,
             url=self.target.base_url,
             model=model,
+            near=near,
         )
 
     def models(self) -> Operation[tuple[ModelCard, ...]]:
@@ -185,7 +205,12 @@ class LlamaCpp(LlamaCppRequests):
             return len((yield from self.tokenize(rendered["prompt"], model=request.model)))
 
     def load_state(self) -> Operation[Load]:
-        """From `/metrics`; where that is off, from the slots that are busy."""
+        """From `/metrics`; where that is off, from the slots that are busy.
+
+        A router has metrics per model: those of the loaded ones are added up.
+        """
+        if self._router:
+            return (yield from self._load_of_all())
         answer = yield self.call("GET", "/metrics")
         if answer.ok:
             return load_of(routes.read_metrics(answer.body))
@@ -198,18 +223,59 @@ class LlamaCpp(LlamaCppRequests):
             raise error from None
         return Load(running=sum(1 for slot in slots if slot.get("is_processing")))
 
+    def _load_of_all(self) -> Operation[Load]:
+        total: dict[str, float] = {}
+        for card in (yield from self.models()):
+            if card.loaded:
+                answer = yield self.call("GET", f"/metrics?model={quote(card.id, safe='')}")
+                if not answer.ok:
+                    raise self.failure(answer.status, answer.headers, answer.body, path="/metrics")
+                for name, value in routes.read_metrics(answer.body).items():
+                    total[name] = total.get(name, 0.0) + value
+        return load_of(total)
+
     def slots(self) -> Operation[Sequence[Mapping[str, Any]]]:
         """What each slot is doing. Unsupported when the server was started with `--no-slots`."""
         value = yield from routes.ask(self, "GET", "/slots")
         return value if isinstance(value, list) else ()
 
     def load(self, model: str) -> Operation[None]:
-        """Router mode: start loading; returns at once, `ready` says when it is done."""
+        """Router mode: load a model; returns when it is loaded. Raises why it failed."""
         yield from self._manage("load", model)
+        card = yield from self._settled(model, ("loaded", "sleeping", "unloaded"), LOADING)
+        self._not_failed(card)
+        if not card.loaded:
+            raise EngineFault(
+                f"{self.name} at {self.target.base_url} loaded {model!r} and unloaded it at once",
+                hint="start the router with a larger --models-max, or look at its log",
+                engine=self.name,
+                url=self.target.base_url,
+            )
 
     def unload(self, model: str) -> Operation[None]:
-        """Router mode: take a model out of memory."""
+        """Router mode: take a model out of memory; returns when it is out."""
         yield from self._manage("unload", model)
+        yield from self._settled(model, ("unloaded",), UNLOADING)
+
+    def _settled(self, model: str, states: Sequence[str], seconds: float) -> Operation[ModelCard]:
+        """The model's card once it is in one of the states: the server answers before it is."""
+        waited = 0.0
+        while True:
+            card = yield from self._card(model)
+            if (card.extra.get("status") or {}).get("value") in states:
+                return card
+            pause = min(0.05 + waited / 4, 1.0)
+            if waited + pause > seconds:
+                raise EngineTimeout(
+                    f"{self.name} at {self.target.base_url}: {model!r} was still "
+                    f"{card.extra['status'].get('value')} after {seconds:g} s",
+                    engine=self.name,
+                    url=self.target.base_url,
+                    phase="load",
+                    budget=seconds,
+                )
+            waited += pause
+            yield Sleep(seconds=pause)
 
     def _manage(self, verb: str, model: str) -> Operation[None]:
         if not self._router:
@@ -219,6 +285,8 @@ class LlamaCpp(LlamaCppRequests):
                 rule=f"llamacpp.{verb}",
                 hint="start llama-server without a model: then it is a router",
             )
+        # The server answers a name it does not know with "File Not Found".
+        yield from self._card(model)
         answer = yield self.call("POST", f"/models/{verb}", {"model": model})
         if not answer.ok and b"already" not in answer.body and b"not running" not in answer.body:
             raise self.failure(answer.status, answer.headers, answer.body, path=f"/models/{verb}")

@@ -55,12 +55,23 @@ def facts_of(
     )
 
 
-def router_facts(props: Mapping[str, Any], listing: Mapping[str, Any]) -> ServerFacts:
-    """What a router says of itself: its models, loaded or not; windows are known per model only."""
+def router_facts(
+    props: Mapping[str, Any], listing: Mapping[str, Any], wanted: str | None = None
+) -> ServerFacts:
+    """What a router says of itself: its models, loaded or not.
+
+    A window is known of a loaded model only; the server's is that of the model in use.
+    """
     version, verified, notes = version_of(props)
+    cards = model_cards(listing)
+    in_use = next((card for card in cards if wanted in (card.id, *card.aliases)), None)
+    window = None if in_use is None else in_use.context_window
     return ServerFacts(
         version=version,
-        models=model_cards(listing),
+        models=cards,
+        context_window=window,
+        context_source="meta.n_ctx of GET /models" if window else "",
+        trained_context=None if in_use is None else in_use.extra.get("n_ctx_train"),
         verified=verified,
         notes=(*notes, "router mode: the first request to a model loads it"),
         capabilities={

@@ -67,7 +67,13 @@ FAULTS: Final[tuple[Case, ...]] = (
         status=(400, 404),
         text=r"model '(?P<model>[^']*)' not found",
     ),
-    Case(error=EngineFault, name="router-load", status=(500,), text="model name=.* failed to load"),
+    Case(
+        error=EngineFault,
+        name="router-load",
+        status=(500,),
+        text="model name=.* failed to load",
+        hint="look at the server's log",
+    ),
     Case(
         error=Unsupported,
         name="embeddings",

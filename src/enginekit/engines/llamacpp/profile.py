@@ -77,10 +77,10 @@ PROFILE: Final = EngineProfile(
         "lora": _by_flag("--lora FILE"),
         "metrics": _by_flag("--metrics"),
         "load": Capability(
-            support="server", evidence="documented", note="router mode: start without a model"
+            support="server", evidence="observed", note="router mode: start without a model"
         ),
         "unload": Capability(
-            support="server", evidence="documented", note="router mode: start without a model"
+            support="server", evidence="observed", note="router mode: start without a model"
         ),
         "version": _seen("build_info of GET /props"),
     },
@@ -104,7 +104,7 @@ PROFILE: Final = EngineProfile(
     memory="file",
     weight_formats=("gguf",),
     model_id="any",
-    tested=("b11549 (xllamacpp 2026.10.11549, calls itself b0-unknown)",),
+    tested=("b10488", "b11434", "b11549 (xllamacpp 2026.10.11549, calls itself b0-unknown)"),
     start_command="llama-server -m {model} --host 127.0.0.1 --port 8080 -c 8192 --metrics",
 )
 
