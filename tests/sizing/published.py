@@ -239,6 +239,8 @@ def _vllm(line: dict[str, str]) -> Row:
     model, label = spec(line["model"]), line["quantization"]
     tensor, length = int(line["tensor"]), int(line["length"] or 4096)
     pairs: list[Pair] = []
+    if "text only" in line["note"]:  # --language-model-only
+        model = replace(model, tower_params=0)
     sizer, place = _pooling(line, model, tensor)
     fixed = sizer.fixed(Setting(label, length, 1, line["cache_type"]), place)
     if line["loaded"]:

@@ -172,3 +172,36 @@ def test_mlc_compiles_smaller_chunks_for_models_that_plan_every_logit() -> None:
         sizer = Pooling(describe(name), COMPILED, devices(machine(24), COMPILED))
         sizes[name] = sizer.rows(sizer.places()[0], 1)[0]
     assert sizes == {"llama3.2-3b": 8192, "qwen2.5-3b": 2048}
+
+
+@pytest.mark.parametrize("policy", [PAGED, WARMED, COMPILED], ids=lambda policy: policy.name)
+def test_the_part_that_sees_loads_with_the_checkpoint(policy: Policy) -> None:
+    """Gemma 4 26B is 48.07 GiB on disk, 1.07 of them the vision tower; MLC compiles text alone."""
+    spec = describe("gemma4-26b-a4b")
+    blind = replace(spec, tower_params=0)
+    label = "q4f16_1" if policy is COMPILED else "bf16"
+    sizes = []
+    for each in (spec, blind):
+        sizer = Pooling(each, policy, devices(machine(80), policy))
+        place = Shards(sizer.devices.gpus[:1], 1, 1)
+        sizes.append(sizer.fixed(Setting(label, 4096, 1, "auto"), place).weights[1])
+    seen = 0 if policy is COMPILED else 2 * spec.tower_params
+    assert sizes[0] - sizes[1] == seen
+    if policy is PAGED:
+        assert round(sizes[0] / GIB, 2) == 48.07
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("gemma3-27b", 27.43),
+        ("qwen2.5-vl-7b", 8.29),
+        ("qwen3-vl-8b", 8.77),
+        ("ministral3-3b", 3.85),
+        ("devstral-small-2-24b", 24.01),
+        ("llama4-scout-109b", 108.64),
+    ],
+)
+def test_text_and_tower_come_to_the_published_count(name: str, billions: float) -> None:
+    spec = describe(name)
+    assert round((spec.params_total + spec.tower_params) / 1e9, 2) == billions

@@ -17,6 +17,7 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `kda=HEADS/DIM/CONV`, `shortconv=CACHE`; with these or `mamba2=` and without a pattern,
   `attn_at=I/J/…` counts the layers that attend from 0, and all others are recurrent
 * `moe_every=N`: experts in each Nth layer only
+* `tower=PARAMS`: vision or audio part of the publisher's checkpoint, not in `params_total`
 * `mtp=N`, `encoder=1`, `headless=1` (no output matrix)
 
 Source codes in the last column: AIC ai-dynamo/aiconfigurator, OME sgl-project/ome, MLC
@@ -111,6 +112,7 @@ def _spec(row: Row) -> ModelSpec:
         tied_embeddings=row["tied"] == "yes" or "headless" in layout,
         causal="encoder" not in layout,
         mtp_layers=int(layout.get("mtp", 0)),
+        tower_params=int(layout.get("tower", 0)),
         native_format=layout.get("native", ""),
         names=ModelNames(
             catalog=row["name"],

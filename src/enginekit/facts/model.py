@@ -231,6 +231,8 @@ class ModelSpec:
     mtp_bytes: int = 0
     projector_bytes: int = 0
     """Bytes of the vision or audio part that loads beside the text model."""
+    tower_params: int = 0
+    """Parameters of that part in the publisher's checkpoint, where no file has been seen."""
 
     names: ModelNames = field(default_factory=ModelNames)
     family: str = ""

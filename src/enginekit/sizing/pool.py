@@ -133,6 +133,15 @@ class Pooling:
             found = self._fixed[key] = self._measure(setting, place)
         return found
 
+    def _tower(self) -> int:
+        """The part that sees: these engines load the whole checkpoint, and leave it in 16 bit.
+
+        MLC compiles the text model alone.
+        """
+        if self.compiled:
+            return 0
+        return self.spec.projector_bytes or 2 * self.spec.tower_params
+
     def _measure(self, setting: Setting, place: Shards) -> Fixed:
         table = self.weights(setting.quantization, place.tensor)
         parts = place.tensor * place.pipeline
@@ -142,7 +151,7 @@ class Pooling:
         size += (
             max(table.embedding, tail) if place.pipeline > 1 else table.embedding + tail
         ) // place.tensor
-        size += self.spec.projector_bytes // parts
+        size += self._tower() // parts
         if self.policy.whole_shards:
             size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
         batched, sequences = self.rows(place, setting.users)
