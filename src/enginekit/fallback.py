@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
-from enginekit.engine import Operation
+from enginekit.config import Config
+from enginekit.engine import Budgets, Operation
 from enginekit.errors import (
     BadRequest,
     ConfigError,
@@ -96,6 +98,29 @@ class Resting:
             self._rests[number] = _Rest(now, now + self.seconds, error.message)
         elif not isinstance(error, (Unsupported, ConfigError)):  # those say nothing of the server
             self._rests.pop(number, None)
+
+
+def resting_of(config: Config, engines: tuple[str, ...], budgets: Budgets) -> Resting:
+    """Who of a list rests, as all clients with the same list, addresses and budgets know it.
+
+    Frameworks make a new instance for a call (`configurable_fields`), and services one a request:
+    each would wait anew for a server that does not answer.
+    """
+    key: list[Any] = [budgets, config.value("cooldown", COOLDOWN)]
+    for engine in engines:
+        url = config.for_engine("base_url", engine)
+        key.append((engine, None if url is None else str(url.value)))
+    return _resting(tuple(key))
+
+
+@lru_cache(maxsize=256)
+def _resting(key: tuple[Any, ...]) -> Resting:
+    return Resting(float(key[1]))
+
+
+def forget_rests() -> None:
+    """Let every engine be asked again."""
+    _resting.cache_clear()
 
 
 def open_first(

@@ -126,6 +126,24 @@ async def test_a_crowd_does_not_wait_one_after_the_other(silent: Silent) -> None
     assert all("not asked" in r.response_metadata["passed_over"][0] for r in replies)
 
 
+async def test_an_instance_for_each_call_does_not_wait_anew(silent: Silent) -> None:
+    """As services make one a request, and `configurable_fields` one a call."""
+    now = [100.0]
+    EngineKitChat(**SETTINGS).client.resting.clock = lambda: now[0]
+    assert "no connection" in (await ainvoke(EngineKitChat(**SETTINGS)))[1][0]
+    now[0] += 3
+    for ask in (invoke, ainvoke):
+        _, (why,) = await ask(EngineKitChat(**SETTINGS))
+        assert "did not answer 3 s ago" in why
+    _, (why,) = await chat(EngineKitLLM(**SETTINGS))
+    assert "did not answer 3 s ago" in why
+    # Another budget is another question.
+    patient = {**SETTINGS, "timeout": {"connect": 0.2}}
+    _, (why,) = await ainvoke(EngineKitChat(**patient))
+    assert "0 s ago (http" in why
+    assert "within 0.2 s" in why
+
+
 def test_the_cooldown_is_a_setting(silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
     model = EngineKitChat(**SETTINGS, cooldown=0)
     for _ in range(2):

@@ -25,11 +25,11 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.facts.engine import Feature, ServerFacts
-from enginekit.fallback import COOLDOWN, Resting, first, none_could, open_first
+from enginekit.fallback import Resting, first, none_could, open_first, resting_of
 from enginekit.kit import embedded, images
+from enginekit.kit.budgets import budgets_of
 from enginekit.kit.route import (
     Route,
-    budgets_of,
     explained,
     forget_route,
     keep_facts,
@@ -69,7 +69,7 @@ class Calls:
         self._names: list[str | None] = []
         self._budgets: Budgets | None = None
         self._retries = DEFAULT_RETRIES
-        self.resting = Resting()
+        self._resting = Resting()
         self._looked = False
         self._lock = threading.Lock()
         self._loop_locks: weakref.WeakKeyDictionary[Any, asyncio.Lock] = weakref.WeakKeyDictionary()
@@ -90,6 +90,12 @@ class Calls:
             self._budgets = budgets_of(self.config)
         return self._budgets
 
+    @property
+    def resting(self) -> Resting:
+        """Which engines of the list rest; shared by all clients with the same list and budgets."""
+        self._prepare()
+        return self._resting
+
     # -- operations -------------------------------------------------------------------------
 
     @property
@@ -101,6 +107,8 @@ class Calls:
         """Find the engine, of a list the first that is there; the call itself says what failed."""
         self._prepare()
         for number in range(len(self._names)):
+            if self._lists and self._resting.why(number) is not None:
+                continue
             try:
                 route = self._route(number, None, patient=not self._lists)
                 yield from self.resting.watched(number, route)
@@ -114,7 +122,6 @@ class Calls:
         if self._names:
             return
         self._retries = self.config.value("max_retries", DEFAULT_RETRIES)
-        self.resting.seconds = self.config.value("cooldown", COOLDOWN)
         listed = configuration.split_engines(self.config.value("engine", ""))
         for name in listed:
             if name not in self.config.custom_engines():
@@ -122,6 +129,8 @@ class Calls:
         if len(listed) > 1:
             _refuse_one_for_all(self.config, listed)
         self._routes = [None] * (len(listed) or 1)
+        if len(listed) > 1:
+            self._resting = resting_of(self.config, tuple(listed), self.budgets)
         self._names = [*listed] or [None]
 
     @property

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from enginekit import registry
 from enginekit.config import Config, Setting
-from enginekit.engine import Blocking, Budgets, Engine, Operation, Sleep, Target
+from enginekit.engine import Blocking, Engine, Operation, Sleep, Target
 from enginekit.errors import (
     ConfigError,
     ContextOverflow,
@@ -23,7 +23,9 @@ from enginekit.errors import (
     Unreachable,
 )
 from enginekit.facts.engine import EngineProfile, ServerFacts
+from enginekit.fallback import forget_rests
 from enginekit.kit import embedded
+from enginekit.kit.budgets import budgets_of
 from enginekit.kit.discover import discover, identify
 
 _facts: dict[tuple[str, str, str], ServerFacts] = {}
@@ -57,20 +59,11 @@ def address_of(config: Config, engine: str) -> str:
     return clean_url(str(url.value), url.where)
 
 
-def budgets_of(config: Config) -> Budgets:
-    """How long each wait may take. Raises ConfigError for a timeout that is none."""
-    try:
-        return Budgets.of(config.value("timeout"))
-    except ValueError as error:
-        setting = config.find("timeout")
-        place = setting.where if setting else "timeout"
-        raise ConfigError(f"{place}: {error}") from error
-
-
 def forget_facts() -> None:
     """Forget what servers said of themselves; the next call asks again (and warns again)."""
     _facts.clear()
     _warned.clear()
+    forget_rests()
 
 
 @dataclass(slots=True, kw_only=True)
