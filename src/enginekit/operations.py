@@ -62,7 +62,7 @@ def open_reply(
     `1 + max_retries` requests that carry the prompt.
     """
     model = request.model
-    unclear = yield from _settle_needed(engine, request)
+    unclear = yield from settle_needed(engine, request)
     refuse_lacking(engine.of(model), request)
     learnt: set[Feature] = set()
     told: list[str] = []
@@ -99,7 +99,7 @@ def _by_other_means(
 TAKEN = Capability(support="native", evidence="observed", note="the server took it")
 
 
-def _settle_needed(
+def settle_needed(
     engine: Engine, request: ChatRequest | CompletionRequest
 ) -> Operation[list[Feature]]:
     """Find out what the probe left open of what a reply needs; returns what is still open."""

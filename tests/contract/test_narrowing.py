@@ -17,12 +17,20 @@ import pytest
 
 from enginekit import registry
 from enginekit.engine import Target
-from enginekit.errors import EngineKitError, MalformedReply, Unsupported
+from enginekit.errors import BadRequest, EngineKitError, MalformedReply, Unsupported
 from enginekit.facts.engine import NONE, Evidence, Feature, ModelCard, ServerFacts
 from enginekit.kit.client import Client
 from enginekit.kit.route import forget_facts
 from enginekit.operations import asked
-from enginekit.types import ChatRequest, EmbedRequest, Message, RerankRequest, Tool
+from enginekit.types import (
+    ChatRequest,
+    EmbedRequest,
+    ImagePart,
+    Message,
+    RerankRequest,
+    TextPart,
+    Tool,
+)
 from tests.contract.replayed import ALL, engine_at
 from tests.contract.test_flags import OPERATIONS
 from tests.engines.recordings import Recording, load, play, scene
@@ -234,6 +242,15 @@ def test_a_tool_parser_that_nobody_can_tell_of_is_believed_once_tools_were_taken
         assert vllm.paths()[before:].count("POST /v1/chat/completions") == count
 
 
+def test_what_is_counted_is_what_would_be_sent(vllm: Server, run):
+    """Of emulated tools the description in the prompt: found out before the first count, too."""
+    vllm.on("/tokenize", lambda seen: json_reply({"count": 7, "tokens": [1] * 7}))
+    assert run(client("vllm", vllm), "count_tokens", CHAT) == 7
+    (asked,) = [json.loads(seen.body) for seen in vllm.requests if seen.path == "/tokenize"]
+    assert "tools" not in asked
+    assert "get_weather" in asked["messages"][0]["content"]
+
+
 def test_connecting_tells_whether_there_is_a_tool_parser(vllm: Server, run):
     facts = run(client("vllm", vllm), "connect")
     assert facts.capabilities["tools"].support == "emulated"
@@ -387,11 +404,44 @@ def test_vectors_of_zeros_are_never_an_answer():
         play(engine.embed(EMBED), {"POST /v1/embeddings": load("llamacpp", "l_ranks_embeddings")})
 
 
+@pytest.mark.parametrize("engine", ["vllm", "rayserve"])
+def test_a_model_that_reads_text_only_is_sent_one_image(engine, run):
+    """400 `… is not a multimodal model`, recorded: the next image stays here, by URL as well."""
+    with Server() as server:
+        server.always(NOT_FOUND)
+        server.on("/version", reply(load("vllm", "version")))
+        server.on("/v1/models", reply(load(engine, "models")))
+        server.on("/v1/completions", reply(load("rayserve", "completion")))
+        server.on("/v1/chat/completions", reply(load(engine, "chat_image")))
+        one = client(engine, server)
+        parts = (ImagePart(data=b"\x89PNG\r\n\x1a\n"), ImagePart(url="https://host.invalid/a.png"))
+        for part in parts:
+            message = Message(role="user", content=(TextPart(text=SECRET), part))
+            with pytest.raises(Unsupported) as caught:
+                run(one, "chat", ChatRequest(model="", messages=(message,)))
+            assert caught.value.feature in ("images", "image_urls")
+            assert "multimodal" in str(caught.value)
+        assert len(carrying(server)) == 1
+
+
+@pytest.mark.parametrize("case", ["chat_json_schema_bad", "v_structured_regex_bad"])
+def test_a_constraint_that_cannot_be_compiled_is_said_to_be_at_fault(vllm: Server, run, case):
+    vllm.on("/v1/chat/completions", reply(load("vllm", case)))
+    with pytest.raises(BadRequest) as caught:
+        run(client("vllm", vllm), "chat", ChatRequest(model="", messages=CHAT.messages))
+    assert "cannot be compiled" in str(caught.value)
+    assert "--structured-outputs-config" in (caught.value.hint or "")
+
+
 def test_a_server_without_sleep_mode_is_asked_once(vllm: Server, run):
     one = client("vllm", vllm)
+    told = []
     for _ in range(2):
-        with pytest.raises(Unsupported, match="sleep"):
+        with pytest.raises(Unsupported, match="sleep") as caught:
             run(one, "unload")
+        told.append(f"{caught.value} {caught.value.hint}")
+    assert all("--enable-sleep-mode" in text for text in told)
+    assert told[1].count("cannot do this") == 1
     assert vllm.paths().count("POST /sleep?level=1") == 1
 
 

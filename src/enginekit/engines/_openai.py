@@ -80,7 +80,8 @@ class OpenAIEngine(ToolSteps):
         feature = routes.get(refusal.feature, refusal.feature)
         if feature not in self.learns:
             return {}
-        note = f"the server said so: {refusal.message}"
+        why = refusal.message.removeprefix(f"{self.name} cannot do this: ")
+        note = f"the server said so: {why}"
         if refusal.hint:
             note += f" ({refusal.hint})"
         return {feature: Capability(support="none", evidence="observed", note=note)}

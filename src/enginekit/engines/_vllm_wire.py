@@ -177,6 +177,7 @@ FAULTS: Final[tuple[Case, ...]] = (
         status=(404,),
         text=r"the model `(?P<model>[^`]*)` does not exist",
         facts=missing_model,
+        hint="a LoRA adapter is served under its own name: --enable-lora --lora-modules NAME=PATH",
     ),
     Case(
         error=Unsupported,
@@ -216,6 +217,14 @@ FAULTS: Final[tuple[Case, ...]] = (
         text="enginecore encountered|enginedead|cannot schedule new futures",
         says="its engine is gone; the server ends by itself after this",
         hint="look at the server's log and start it again",
+    ),
+    Case(
+        error=BadRequest,
+        name="grammar",
+        text="grammar error|invalid grammar specification|invalid regex",
+        says="what the answer should be held to cannot be compiled",
+        hint="mend the pattern, grammar or schema; a keyword that the backend lacks has to go, or "
+        "the server needs another backend: --structured-outputs-config",
     ),
     Case(error=Unauthorized, name="unauthorized", status=(401,)),
     Case(
@@ -265,6 +274,13 @@ class VLLMRequests(OpenAIEngine):
     def takes_tools(self, model: str) -> Operation[bool | None]:
         """Whether there is a tool parser for the model; None when unclear. Generates nothing."""
         return (yield from routes.takes_tools(self, model, self.chat_path))
+
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """A model that reads text only takes no image by URL either, and no sound."""
+        found = super().learnt(refusal)
+        if "images" in found and "is not a multimodal model" in refusal.message:
+            return dict.fromkeys(("images", "image_urls", "audio"), found["images"])
+        return found
 
     def _settle_tools(self, model: str) -> Operation[None]:
         native: bool | None = None

@@ -39,7 +39,7 @@ from enginekit.kit.route import (
 )
 from enginekit.kit.showing import with_schema_shown
 from enginekit.operations import asked as unless_lacking
-from enginekit.operations import open_reply, settle_all
+from enginekit.operations import open_reply, settle_all, settle_needed
 from enginekit.types import (
     ChatRequest,
     CompletionRequest,
@@ -273,7 +273,9 @@ class Calls:
 
     def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
         def on(engine: Engine, model: str) -> Operation[int]:
-            return engine.count_tokens(request if request.model else replace(request, model=model))
+            asked = request if request.model else replace(request, model=model)
+            yield from settle_needed(engine, asked)  # what is counted is what would be sent
+            return (yield from engine.of(asked.model).count_tokens(asked))
 
         return self._on_engine(on, request.model or None, "count_tokens")
 

@@ -78,7 +78,7 @@ class RayServe(VLLMRequests):
 
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "rayserve"
-    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "chat"})
+    learns: ClassVar[frozenset[Feature]] = frozenset({"embeddings", "chat", "images"})
     faults: ClassVar[tuple[Case, ...]] = FAULTS
     _window_hint: ClassVar[str] = "set max_tokens, or max_model_len in engine_kwargs"
 

@@ -50,7 +50,7 @@ class VLLM(VLLMRequests):
     profile: ClassVar[EngineProfile] = PROFILE
     dialect: ClassVar[str] = "vllm"
     learns: ClassVar[frozenset[Feature]] = frozenset(
-        {"chat", "completion", "embeddings", "rerank", "load", "unload"}
+        {"chat", "completion", "embeddings", "rerank", "load", "unload", "images"}
     )
 
     # -- probing ------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class VLLM(VLLMRequests):
         if (there := (yield from self._status(path))) == 307:
             self.remember({feature: Capability(support="native", evidence="probed")})
         elif there == 404 and (yield from self._status(f"{self.chat_path}/")) == 307:
-            note = f"it generates; one started with {self.profile.capability(feature).note} can"
+            note = f"the server generates; this needs {self.profile.capability(feature).note}"
             self.remember({feature: Capability(support="none", evidence="probed", note=note)})
         else:
             self.remember({feature: self.profile.capability(feature)})
