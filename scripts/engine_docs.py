@@ -100,6 +100,7 @@ def evidence_table(shown: list[EngineProfile]) -> list[str]:
     lines.append("")
     lines.append(
         "The same request on all of them, answer by answer: [differences](differences.md). "
+        "What surprises a plain client, and the test of each: [traps](traps.md). "
         "LangChain's and LlamaIndex's suites on each: [standard suites](standard-suites.md).\n"
     )
     return lines

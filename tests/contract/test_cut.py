@@ -92,6 +92,7 @@ def attempt(
             load=PATIENCE,  # no longer than the rest: nobody asks for a load apart
             first_token=PATIENCE if fault == "silence" else 30.0,
             between_tokens=PATIENCE if fault == "silence" else 30.0,
+            whole_reply=PATIENCE if fault == "silence" else 30.0,
         )
         opening = open_reply(
             engine, request_of(recording), stream=True, budgets=budgets, max_retries=0

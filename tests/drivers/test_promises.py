@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from enginekit import registry
+from enginekit.drivers import _request
 from enginekit.drivers.async_ import AsyncDriver
 from enginekit.engine import Budgets, Open, Target
 from enginekit.errors import EngineFault, StreamTruncated
@@ -118,6 +119,21 @@ def test_a_prompt_on_a_stale_connection_is_sent_once_more_and_no_more(driver, se
     with pytest.raises(EngineFault):
         driver.run(opening(engine))
     assert [seen.connection for seen in server.requests] == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("fault", ["close_without_response", "reset_without_response"])
+def test_a_server_that_hangs_up_later_was_at_work_and_gets_the_prompt_once(
+    driver, server, monkeypatch, fault
+):
+    """A stale connection says so at once; after that the server may have died of the prompt."""
+    monkeypatch.setattr(_request, "STALE_WITHIN", -1.0)
+    answer = sse(delta("a"), STOP, DONE)
+    server.on(PATH, answer, Reply(fault=fault), answer)
+    engine = toy(server.url)
+    driver.read(driver.run(opening(engine)))
+    with pytest.raises(EngineFault, match="not sent again"):
+        driver.run(opening(engine))
+    assert [seen.connection for seen in server.requests] == [1, 1]
 
 
 @pytest.mark.parametrize("fault", ["clean_eof", "reset"])

@@ -22,12 +22,12 @@ from llama_index.core.tools import FunctionTool
 from pydantic import BaseModel
 
 from enginekit import langchain
-from enginekit.errors import ConfigError, ContextOverflow, NoEngine, StreamTruncated
+from enginekit.errors import ConfigError, ContextOverflow, EngineFault, NoEngine, StreamTruncated
 from enginekit.kit.route import forget_facts
 from enginekit.langchain import EngineKitChat
 from enginekit.llama_index import EngineKitLLM
 from tests.langchain.wires import VLLM, Answer, Ollama, torn
-from tests.support.server import Server, json_reply, refused_url
+from tests.support.server import Reply, Server, json_reply, refused_url
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +152,25 @@ def test_the_next_is_asked_at_once_and_only_the_last_is_asked_again(
     ollama.says(json_reply({"error": "busy"}, 503), HELLO)
     assert chat(max_retries=2).invoke("hi").content == "Hello"
     assert (len(vllm.requests), len(ollama.requests)) == (1, 2)
+
+
+@pytest.mark.parametrize("fault", ["close_without_response", "reset_without_response"])
+def test_one_that_hangs_up_without_an_answer_is_passed_over_and_asked_once(
+    both: tuple[VLLM, Ollama], fault: str
+) -> None:
+    """It may have died of the prompt: another engine gets it, the same one no more. Once more only
+    because the connection had been used by the probe, and may have been closed meanwhile."""
+    vllm, ollama = both
+    vllm.says(Reply(fault=fault))
+    ollama.says(HELLO)
+    assert chat(max_retries=5).invoke("hi").content == "Hello"
+    asked = [seen for seen in vllm.server.requests if seen.method == "POST"]
+    assert len({seen.connection for seen in asked}) == len(asked) == 2
+    assert len(ollama.requests) == 1
+    alone = EngineKitChat(engine="vllm", model="llama3.1", max_retries=5)
+    with pytest.raises(EngineFault, match="not sent again"):
+        alone.invoke("hi")
+    assert len(vllm.requests) <= 4  # of twelve that its retries would have allowed
 
 
 def test_after_the_first_token_nobody_takes_over(both: tuple[VLLM, Ollama]) -> None:

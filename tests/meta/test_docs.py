@@ -57,6 +57,29 @@ def test_an_engine_that_upstream_retired_says_so_with_its_successors():
             assert "successor" in page.read_text("utf-8")
 
 
+def test_every_trap_is_proven_by_a_test_that_exists():
+    """`docs/engines/traps.md`: a part for each engine that was recorded, three cells a row, and no
+    row without a test."""
+    text = (ROOT / "docs" / "engines" / "traps.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    bare = [row for row in rows if "| proven by |" not in row and "::test_" not in row]
+    torn = [row for row in rows if len(re.findall(r"(?<!\\)\|", row)) != 4]
+    assert (bare, torn) == ([], [])
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text))
+    assert len(named) > 150
+    missing = [
+        f"{file}::{name}"
+        for file, name in sorted(named)
+        if not re.search(
+            rf"^\s*(async )?def {name}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE
+        )
+    ]
+    assert missing == []
+    parts = set(re.findall(r"^## (\w+)$", text, re.M))
+    recorded = {name for name in registry.names() if registry.engine_class(name).profile.tested}
+    assert recorded - {"embedded"} <= parts
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     text = page.read_text("utf-8")

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from enginekit.drivers import _errors, _session, _tls
+from enginekit.drivers import _errors, _request, _session, _tls
 from enginekit.drivers._proxy import proxy_for
 from enginekit.drivers._request import MAX_REFUSAL, REFUSAL_WAIT, Outgoing
 from enginekit.drivers._session import Sent, Sessions
@@ -59,8 +59,9 @@ class Attempt:
     async def send(self, sessions: Sessions) -> aiohttp.ClientResponse:
         """Send the request; returns once the head of the answer is there.
 
-        On a connection that had been idle and turns out to be dead before any byte of the answer,
-        or that was closed before the request could be written, it is sent once more on a new one.
+        On a connection that had been idle and turns out to be dead at once, before any byte of the
+        answer, or that was closed before the request could be written, it is sent once more on a
+        new one.
         """
         request, target = self._request, self.call.target
         site, headers = request.site, request.headers
@@ -79,6 +80,8 @@ class Attempt:
         timeout = _timeout(self._connect)
         session = sessions.to(site)
         repeated = False
+        clock = asyncio.get_running_loop().time
+        began = clock()
         while True:
             note = Sent(fresh=repeated)
             token = _session.sent.set(note)
@@ -93,12 +96,15 @@ class Attempt:
                     **more,
                 )
             except FOREIGN as error:
-                unwritten = note.unwritten and self._broken(error)
-                if not repeated and (unwritten or (note.stale and self._broken(error))):
+                broken = self._broken(error)
+                unwritten = note.unwritten and broken
+                late = not request.safe and clock() - began > _request.STALE_WITHIN
+                stale = note.stale and broken and not late
+                if not repeated and (unwritten or stale):
                     repeated = True
                     continue
                 if note.connected and not unwritten:
-                    raise self.error(error) from error
+                    raise self.unanswered(error) from error
                 raise self._translate(error, "connect", self._connect) from error
             finally:
                 _session.sent.reset(token)
@@ -111,6 +117,11 @@ class Attempt:
         """What an exception of the transport means now."""
         return self._translate(error, self.phase, self.budget)
 
+    def unanswered(self, error: BaseException) -> EngineKitError:
+        """What it means between the request and the head of its answer."""
+        worked = not self._request.safe
+        return self._translate(error, self.phase, self.budget, worked=worked)
+
     def cut(self, error: BaseException) -> EngineKitError:
         """What an exception inside a whole answer's body means."""
         ours = self.error(error)
@@ -122,7 +133,9 @@ class Attempt:
             url=self.call.target.base_url,
         )
 
-    def _translate(self, error: BaseException, phase: Phase, budget: float) -> EngineKitError:
+    def _translate(
+        self, error: BaseException, phase: Phase, budget: float, *, worked: bool = False
+    ) -> EngineKitError:
         return _errors.translate(
             error,
             _errors.aiohttp_table(),
@@ -131,7 +144,7 @@ class Attempt:
             phase=phase,
             budget=budget,
             proxy=self.proxy,
-            worked=phase != "connect" and not self._request.safe,
+            worked=worked,
         )
 
 

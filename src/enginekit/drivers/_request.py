@@ -23,6 +23,10 @@ MAX_ANSWER = 512 * 1024 * 1024
 RETURN_WAIT = 0.25
 """Seconds a finished reply's connection may take to reach the end of its body and be kept."""
 
+STALE_WITHIN = 1.0
+"""Seconds after sending in which a connection that had been idle may turn out to be stale. A peer that
+closed it meanwhile says so within a round trip; one that hangs up later was at work on the request."""
+
 _write_json = json.JSONEncoder(allow_nan=False).encode
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

@@ -7,7 +7,7 @@ import time
 
 from urllib3.exceptions import HTTPError
 
-from enginekit.drivers import _errors
+from enginekit.drivers import _errors, _request
 from enginekit.drivers._errors import NotHTTPError
 from enginekit.drivers._pool import Link, Pool, Route, connect
 from enginekit.drivers._request import Outgoing
@@ -51,8 +51,8 @@ class Attempt:
     def send(self, pool: Pool) -> tuple[Link, Incoming]:
         """Send the request and read the head of the answer.
 
-        On a connection that had been idle and turns out to be dead before any byte of the answer,
-        the request is sent once more on a new one.
+        On a connection that had been idle and turns out to be dead at once, before any byte of the
+        answer, the request is sent once more on a new one.
         """
         request = self._request
         route = Route.to(request.site, self.call.target)
@@ -60,12 +60,14 @@ class Attempt:
         link = pool.take(route)
         if link is not None:
             link.wire.came = False
+            began = time.monotonic()
             try:
                 return link, self._exchange(link, request)
             except FOREIGN as error:
                 link.close()
-                if link.wire.came or isinstance(error, TimeoutError | NotHTTPError):
-                    raise self.error(error) from error
+                late = not request.safe and time.monotonic() - began > _request.STALE_WITHIN
+                if late or link.wire.came or isinstance(error, TimeoutError | NotHTTPError):
+                    raise self.unanswered(error) from error
             except BaseException:
                 link.close()
                 raise
@@ -74,7 +76,7 @@ class Attempt:
             return link, self._exchange(link, request)
         except FOREIGN as error:
             link.close()
-            raise self.error(error) from error
+            raise self.unanswered(error) from error
         except BaseException:
             link.close()
             raise
@@ -100,6 +102,11 @@ class Attempt:
         """What an exception of the transport means now."""
         return self._translate(error, self.phase, self.budget)
 
+    def unanswered(self, error: BaseException) -> EngineKitError:
+        """What it means between the request and the head of its answer."""
+        worked = not self._request.safe
+        return self._translate(error, self.phase, self.budget, worked=worked)
+
     def cut(self, error: BaseException) -> EngineKitError:
         """What an exception inside a whole answer's body means."""
         ours = self.error(error)
@@ -111,7 +118,9 @@ class Attempt:
             url=self.call.target.base_url,
         )
 
-    def _translate(self, error: BaseException, phase: Phase, budget: float) -> EngineKitError:
+    def _translate(
+        self, error: BaseException, phase: Phase, budget: float, *, worked: bool = False
+    ) -> EngineKitError:
         return _errors.translate(
             error,
             _errors.urllib3_table(),
@@ -120,7 +129,7 @@ class Attempt:
             phase=phase,
             budget=budget,
             proxy=self.proxy,
-            worked=phase != "connect" and not self._request.safe,
+            worked=worked,
         )
 
 

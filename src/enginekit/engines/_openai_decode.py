@@ -17,6 +17,7 @@ from enginekit.engines._decoder import NONSENSE, ReplyDecoder, WholeBody, argume
 from enginekit.engines._json import parse_json
 from enginekit.engines._openai_fields import (
     is_bare_error,
+    is_stream,
     pieces_of,
     read_logprobs,
     read_timings,
@@ -25,7 +26,7 @@ from enginekit.engines._openai_fields import (
     without_mark,
 )
 from enginekit.engines._required import bad_output
-from enginekit.errors import MalformedReply
+from enginekit.errors import EngineKitError, MalformedReply
 from enginekit.types import Chunk, ToolCallDelta
 
 DONE: Final = b"[DONE]"
@@ -311,9 +312,19 @@ class OpenAIWholeDecoder(WholeBody, OpenAIDecoder):
             if self.done or self.failure is not None:
                 return
 
+    def abort(self, error: EngineKitError) -> list[Chunk]:
+        """As `ReplyDecoder.abort`; what had come of a stream is read first."""
+        out: list[Chunk] = []
+        if not self.done and self.failure is None:
+            body = self._frames.eof() or b""
+            if is_stream(body):
+                self._events(body, out)
+        out += super().abort(error)
+        return out if self.failure is None else []
+
     def _whole(self, body: bytes, out: list[Chunk]) -> None:
         body = without_mark(body)
-        if body.lstrip()[:6] in (b"data: ", b"data:{", b"event:") or body[:1] == b":":
+        if is_stream(body):
             self._events(body, out)
         else:
             super()._whole(body, out)

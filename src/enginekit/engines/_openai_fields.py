@@ -16,6 +16,11 @@ def without_mark(body: bytes) -> bytes:
     return body
 
 
+def is_stream(body: bytes) -> bool:
+    """Whether a body is an event stream, whatever was asked for and its headers say."""
+    return body.lstrip()[:6] in (b"data: ", b"data:{", b"event:") or body[:1] == b":"
+
+
 def is_bare_error(event: Mapping[str, Any]) -> bool:
     """An error without an envelope: FastAPI's `{"detail": …}`, or the fields of one by themselves."""
     if "choices" in event:

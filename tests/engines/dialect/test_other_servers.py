@@ -18,7 +18,14 @@ from enginekit.engines.llamacpp.infill import InfillDecoder
 from enginekit.engines.tgi import TGI
 from enginekit.engines.tgi.decode import TGIWholeDecoder
 from enginekit.engines.vllm import VLLM
-from enginekit.errors import BadRequest, ContextOverflow, EngineFault, MalformedReply
+from enginekit.errors import (
+    BadRequest,
+    ContextOverflow,
+    EngineFault,
+    MalformedReply,
+    StreamTruncated,
+    Unreachable,
+)
 from tests.engines.recordings import Decoded, decode
 
 TARGET = Target(base_url="http://server")
@@ -175,6 +182,23 @@ def test_a_stream_where_a_document_was_asked_for() -> None:
     assert any("streamed" in repair for repair in got.end.repairs)
     assert whole(written(*events[:3], DONE)).failure is not None
     assert whole(written(*events[:2], {"error": "it broke"}, DONE)).failure is not None
+
+
+def test_a_stream_where_a_document_was_asked_for_is_cut_like_any_stream() -> None:
+    """Broken after its finish reason it is whole, and its counts are lost; before, the text is kept."""
+    head = written(piece({"content": "Hi"}), piece({"content": " you"}))
+    for broken, failed in ((head, True), (head + written(piece({}, "stop")), False)):
+        decoder = OpenAIWholeDecoder(VL)
+        chunks = [*decoder.feed(broken), *decoder.abort(Unreachable("reset"))]
+        if failed:
+            assert isinstance(decoder.failure, StreamTruncated)
+            assert decoder.failure.partial == "Hi you"
+            assert chunks == []
+        else:
+            assert decoder.failure is None
+            assert "".join(chunk.text for chunk in chunks) == "Hi you"
+            assert chunks[-1].end is not None
+            assert any("usage lost" in repair for repair in chunks[-1].end.repairs)
 
 
 def test_an_end_mark_behind_a_document() -> None:
