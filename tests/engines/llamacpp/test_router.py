@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enginekit.engine import Answer, Call, Operation, Sleep
+from enginekit.engine import Answer, Budgets, Call, Open, Operation, Sleep
 from enginekit.engines.llamacpp import LlamaCpp
 from enginekit.errors import (
     BadRequest,
@@ -18,6 +18,7 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.kit.route import _only_model
+from enginekit.operations import open_reply
 from tests.engines.llamacpp.test_llamacpp import HEALTHY, TARGET, chat
 from tests.engines.recordings import load
 
@@ -195,3 +196,49 @@ def test_load_and_unload_need_a_router() -> None:
 def test_of_a_router_the_adapters_are_not_known() -> None:
     """Each model has its own: a number is believed."""
     assert router().encode(chat(lora=((1, 0.5),))).call.json["lora"] == [{"id": 1, "scale": 0.5}]
+
+
+HURRIED = Budgets(load=20.0, first_token=10.0)
+
+
+def opened(server: LlamaCpp, model: str, answers: dict[str, Any], budgets: Budgets) -> list[Any]:
+    """What was done before the request itself was opened."""
+    log: list[Any] = []
+    operation = open_reply(
+        server, replace(chat(), model=model), stream=True, budgets=budgets, max_retries=0
+    )
+    with pytest.raises(AssertionError, match="Open"):
+        play(operation, answers, log)
+    assert isinstance(log.pop(), Open)
+    return log
+
+
+def test_a_hurried_request_has_its_model_loaded_first() -> None:
+    """The request itself would wait in silence, and its first token would be late."""
+    states = (rec("models_cold"), rec("models_cold"), rec("models_loading"), rec("models_loaded"))
+    answers = {"GET /models": states, "POST /models/load": rec("load")}
+    log = opened(router(), "scripted", answers, HURRIED)
+    assert [one.json for one in log if isinstance(one, Call) and one.method == "POST"] == [
+        {"model": "scripted"}
+    ]
+
+
+def test_a_model_that_is_loaded_is_only_looked_at() -> None:
+    log = opened(router(), "scripted", {"GET /models": rec("models_loaded")}, HURRIED)
+    assert [one.path for one in log] == ["/models"]
+    patient = Budgets(load=20.0, first_token=20.0)
+    assert opened(router(), "scripted", {}, patient) == []
+
+
+def test_a_load_that_is_too_slow_or_fails_sends_no_prompt() -> None:
+    request = replace(chat(), model="scripted")
+    slow = {"GET /models": rec("models_loading"), "POST /models/load": rec("load_again")}
+    with pytest.raises(EngineTimeout) as caught:
+        play(open_reply(router(), request, stream=True, budgets=HURRIED), slow)
+    assert (caught.value.phase, caught.value.budget) == ("load", 20.0)
+    broken = {"GET /models": rec("models_broken"), "POST /models/load": rec("load_broken")}
+    with pytest.raises(EngineFault, match="exit code 1"):
+        play(
+            open_reply(router(), replace(request, model="broken"), stream=True, budgets=HURRIED),
+            broken,
+        )

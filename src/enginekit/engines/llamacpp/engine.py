@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from enginekit.engine import Answer, Operation, Sleep, Target
+from enginekit.engine import Answer, Encoded, Operation, Sleep, Target
 from enginekit.engines import _openai_routes as routes
 from enginekit.engines._params import Draft
 from enginekit.engines.llamacpp.facts import facts_of, model_cards, router_facts
@@ -95,6 +95,16 @@ class LlamaCpp(LlamaCppRequests):
         if card.extra["status"].get("value") == "unloaded":
             yield from self._manage("load", model)
         return False
+
+    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
+        """Router mode: have the model loaded, which the request itself would wait for in silence."""
+        model = encoded.call.json.get("model")
+        if not model or self.facts is None or not self.facts.extra.get("autoload"):
+            return
+        if (yield from self._card(model)).loaded:
+            return
+        yield from self._manage("load", model)
+        yield from self._loaded(model, seconds)
 
     def _not_failed(self, card: ModelCard) -> None:
         status = card.extra.get("status") or {}
@@ -242,7 +252,10 @@ class LlamaCpp(LlamaCppRequests):
     def load(self, model: str) -> Operation[None]:
         """Router mode: load a model; returns when it is loaded. Raises why it failed."""
         yield from self._manage("load", model)
-        card = yield from self._settled(model, ("loaded", "sleeping", "unloaded"), LOADING)
+        yield from self._loaded(model, LOADING)
+
+    def _loaded(self, model: str, seconds: float) -> Operation[None]:
+        card = yield from self._settled(model, ("loaded", "sleeping", "unloaded"), seconds)
         self._not_failed(card)
         if not card.loaded:
             raise EngineFault(

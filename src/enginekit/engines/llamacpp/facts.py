@@ -78,7 +78,11 @@ def router_facts(
             "load": Capability(support="native", evidence="probed"),
             "unload": Capability(support="native", evidence="probed"),
         },
-        extra={"router": True, "max_models": props.get("max_instances")},
+        extra={
+            "router": True,
+            "max_models": props.get("max_instances"),
+            "autoload": props.get("models_autoload", False),
+        },
     )
 
 
