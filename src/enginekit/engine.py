@@ -28,7 +28,6 @@ from enginekit.facts.engine import (
     Load,
     ModelCard,
     ServerFacts,
-    narrowed,
 )
 from enginekit.types import (
     AnyRequest,
@@ -338,10 +337,6 @@ class Engine(ABC):
         narrow = copy.copy(self)
         narrow.facts = self.facts.of(model)
         return narrow
-
-    def narrowed_profile(self) -> EngineProfile:
-        """The profile with the server's own facts laid over it."""
-        return self.profile if self.facts is None else narrowed(self.profile, self.facts)
 
     @property
     def version(self) -> str | None:

@@ -78,8 +78,3 @@ def engine_class(name: str) -> type[Engine]:
             f"engine {name!r} is registered as {row!r} but that fails: {error}"
         ) from (error)
     return found  # type: ignore[no-any-return]
-
-
-def refresh() -> None:
-    """Forget the table, so that newly installed plugins are seen."""
-    _table.cache_clear()

@@ -213,10 +213,3 @@ class Load:
     prompt_tokens_total: int | None = None
     generated_tokens_total: int | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
-
-
-def narrowed(profile: EngineProfile, facts: ServerFacts) -> EngineProfile:
-    """The profile with what the server said of itself laid over it."""
-    if not facts.capabilities:
-        return profile
-    return replace(profile, capabilities={**profile.capabilities, **facts.capabilities})
