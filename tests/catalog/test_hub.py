@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from enginekit.catalog import describe_repo, gguf, hub
+from enginekit.catalog import describe_repo, describe_url, gguf, hub
 from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
+from enginekit.kit import planning
 from tests.catalog.configs import CATALOG
 from tests.catalog.gguf_writer import header
 from tests.catalog.test_gguf import LLAMA, TABLE
@@ -250,3 +251,63 @@ def test_the_fetch_can_be_injected() -> None:
     found = hub.Hub(endpoint="https://mirror.example/", fetch=fetch).files("o/n", "v1/2")
     assert found == (hub.RepoFile(path="a", size=3),)
     assert asked[0][0] == "https://mirror.example/api/models/o/n/revision/v1%2F2?blobs=true"
+
+
+# ------------------------------------------------------------------------------------ addresses
+
+
+def test_a_gguf_at_an_address_is_described_by_its_header(server: Server) -> None:
+    data = gguf_file(extra=40 << 20)
+    server.on("/files/big.gguf", ranged(data))
+    spec = describe_url(f"{server.url}/files/big.gguf")
+    assert (spec.format, spec.n_layers, spec.name) == ("gguf", 2, "big")
+    assert bodies(server) <= hub.WINDOW
+    assert "authorization" not in server.requests[0].headers
+
+
+def test_all_parts_of_a_split_file_are_read_and_a_page_of_the_hub_stands_for_its_file(
+    server: Server,
+) -> None:
+    for number, part in enumerate((TABLE[:2], TABLE[2:]), start=1):
+        metadata = (LLAMA if number == 1 else {}) | {"split.no": number - 1, "split.count": 2}
+        name = f"/{REPO}/resolve/main/q8/m-{number:05d}-of-00002.gguf"
+        server.on(name, ranged(header(metadata, part) + bytes(1 << 20)))
+    spec = describe_url(f"{server.url}/{REPO}/blob/main/q8/m-00001-of-00002.gguf?download=true")
+    whole = gguf.parse(lambda at, n: header(LLAMA, TABLE)[at : at + n])
+    assert spec.weight_bytes == whole.data_bytes
+
+
+def test_what_is_wrong_with_an_address_is_said(server: Server) -> None:
+    server.on("/other.gguf", ranged(b"<html>" * 9))
+    server.on("/busy.gguf", Reply(status=503, framing="length"))
+    with pytest.raises(ModelNotFound, match=r"no\.gguf: no such file"):
+        describe_url(f"{server.url}/no.gguf")
+    with pytest.raises(ModelFileError, match="not a GGUF"):
+        describe_url(f"{server.url}/other.gguf")
+    with pytest.raises(DownloadError, match="503"):
+        describe_url(f"{server.url}/busy.gguf")
+
+
+def test_a_plan_for_an_address_names_the_file_as_it_would_be_saved(server: Server) -> None:
+    server.on("/files/big.gguf", ranged(gguf_file()))
+    made = planning.plan(f"{server.url}/files/big.gguf", hardware="rtx4090")
+    assert made.fits
+    assert "-m big.gguf" in made.command
+
+
+def test_a_plan_for_a_name_on_the_hub_asks_the_users_hub_with_the_users_token(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    repository(server, {"m-Q4_K_M.gguf": gguf_file(extra=1 << 20)})
+    assert planning.plan(f"hf://{REPO}", hardware="rtx4090").fits
+    assert {seen.headers["authorization"] for seen in server.requests} == {"Bearer hf_mine"}
+    server.on(f"/api/models/{REPO}/revision/v2", json_reply({"siblings": []}))
+    with pytest.raises(ModelNotFound, match=r"no file 'm\.gguf'"):
+        planning.plan(f"hf://{REPO}/m.gguf@v2", hardware="rtx4090")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = len(server.requests)
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
+        planning.plan(f"hf://{REPO}", hardware="rtx4090")
+    assert len(server.requests) == asked

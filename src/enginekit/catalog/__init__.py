@@ -24,6 +24,7 @@ __all__ = [
     "describe_folder",
     "describe_ollama",
     "describe_repo",
+    "describe_url",
     "find",
     "get",
     "suggestions",
@@ -196,3 +197,16 @@ def describe_repo(
 
     hub = Hub(endpoint=endpoint, token=token)
     return hub.describe(repo, revision=revision, quantization=quantization, file=file)
+
+
+def describe_url(url: str) -> ModelSpec:
+    """Describe a GGUF file at an address (`https://…/model.gguf`) by its header, read by range.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        ModelFileError: it is broken or no GGUF.
+        DownloadError: the host cannot be reached or refuses.
+    """
+    from enginekit.catalog import hub
+
+    return hub.describe_url(url)

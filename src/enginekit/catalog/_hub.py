@@ -55,6 +55,12 @@ def token() -> str | None:
         return None
 
 
+def check_online() -> None:
+    """Raise DownloadError where `HF_HUB_OFFLINE` forbids every request."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+        raise DownloadError("HF_HUB_OFFLINE is set, so the Hub is not asked")
+
+
 def look_up(repo: str, file: str, revision: str) -> Remote:
     """Address, size and hash of one file.
 
@@ -210,8 +216,7 @@ def _request(method: str, url: str) -> tuple[int, dict[str, str], bytes]:
 
     import urllib3
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
-        raise DownloadError("HF_HUB_OFFLINE is set, so the Hub is not asked")
+    check_online()
     parts = urlsplit(url)
     if proxy_for(url) is None and not within(
         CONNECT_TIMEOUT,

@@ -198,15 +198,10 @@ class Hub:
         return self._fetch(self._url(repo, revision, path), self._headers(), part)
 
     def _reader(self, repo: str, revision: str, path: str) -> Callable[[int, int], bytes]:
-        def read(offset: int, length: int) -> bytes:
-            status, body = self._get(repo, revision, path, (offset, length))
-            if status == 416:
-                return b""
-            self._check(status, f"{repo}/{path}")
-            # 200 means that the range was ignored and the body starts at byte 0.
-            return body[offset : offset + length] if status == 200 else body[:length]
+        def get(part: Range) -> tuple[int, bytes]:
+            return self._get(repo, revision, path, part)
 
-        return read
+        return _ranges(get, lambda status: self._check(status, f"{repo}/{path}"))
 
     def _file_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
         answer = self._json(self._url(repo, revision, path), f"{repo}/{path}")
@@ -234,6 +229,61 @@ class Hub:
                 status=status,
             )
         raise DownloadError(f"{what}: the hub at {self.endpoint} answered {status}", status=status)
+
+
+def describe_url(url: str, *, fetch: Fetch | None = None) -> ModelSpec:
+    """Describe a GGUF file at any address by the first bytes of it, or of all its parts.
+
+    A page of the Hub about a file (`/blob/`) stands for the file. No token is sent.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        ModelFileError: it is broken or no GGUF.
+        DownloadError: the host cannot be reached or refuses.
+    """
+    ask = fetch or http_fetch
+    parts = urlsplit(url)
+    folder, _, name = parts.path.rpartition("/")
+    owner, repo, kind, *rest = [*folder.strip("/").split("/"), "", "", ""][:4]
+    if kind == "blob" and rest[0]:
+        folder = f"/{owner}/{repo}/resolve/" + folder.split("/blob/", 1)[1]
+    headers = []
+    for part in gguf.split_names(name):
+        address = parts._replace(path=f"{folder}/{part}", fragment="").geturl()
+
+        def get(wanted: Range, address: str = address) -> tuple[int, bytes]:
+            return ask(address, {"Accept-Encoding": "identity"}, wanted)
+
+        def check(status: int, address: str = address) -> None:
+            if status in (404, 410):
+                raise ModelNotFound(
+                    f"{address}: no such file (status {status})",
+                    hint="check the address; `enginekit plan hf://owner/repo` chooses a file itself",
+                    model=url,
+                    status=status,
+                )
+            if status >= 300:
+                raise DownloadError(f"{address}: status {status}", status=status)
+
+        headers.append(gguf.parse(_ranges(get, check), source=address, window=WINDOW))
+    joined = headers[0] if len(headers) == 1 else gguf.join(headers, url)
+    return _gguf_spec.to_spec(joined, name=name.removesuffix(".gguf"))
+
+
+def _ranges(
+    get: Callable[[Range], tuple[int, bytes]], check: Callable[[int], None]
+) -> Callable[[int, int], bytes]:
+    """`read(offset, length)` over requests for ranges; `check` raises for a status of refusal."""
+
+    def read(offset: int, length: int) -> bytes:
+        status, body = get((offset, length))
+        if status == 416:
+            return b""
+        check(status)
+        # 200 means that the range was ignored and the body starts at byte 0.
+        return body[offset : offset + length] if status == 200 else body[:length]
+
+    return read
 
 
 def choose_gguf(names: Sequence[str], quantization: str = "") -> str:

@@ -53,8 +53,9 @@ def plan(
     Parameters
     ----------
     model
-        A catalog name (llama3.1, qwen3:8b), a GGUF file, a folder, hf://owner/repo:QUANT, or a
-        running server (http://127.0.0.1:8080, with #NAME for one of its models).
+        A catalog name (llama3.1, qwen3:8b), a GGUF file or its address, a folder,
+        hf://owner/repo:QUANT, or a running server (http://127.0.0.1:8080, with #NAME for one of
+        its models).
     hardware
         A machine by name (rtx4090, 4xrtx4090, m3-max-128) or a JSON or TOML file; else this one.
     engine

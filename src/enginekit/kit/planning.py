@@ -1,19 +1,20 @@
 """From names to a plan: look up the model, the machine and the engine, then compute.
 
-The only part of planning that touches files, devices or the network (`hf://` names alone).
+The only part of planning that touches files, devices or the network (`hf://` names and addresses).
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from enginekit import registry
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.kit import embedded
-from enginekit.kit.serving import is_address, model_of_server
+from enginekit.kit.serving import is_address, is_file_address, model_of_server
 from enginekit.sizing.calibration import Calibration, Measurement, calibrate
 from enginekit.sizing.outcome import Plan
 from enginekit.sizing.plan import plan as compute
@@ -41,8 +42,9 @@ def plan(
     """Say whether and how a model runs on a machine under an engine.
 
     Args:
-        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, the address of a running
-            server (`http://host:port[#NAME]`), or facts at hand.
+        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, the address of a GGUF
+            file (`https://host/file.gguf`) or of a running server (`http://host:port[#NAME]`), or
+            facts at hand.
         hardware: a preset (`4xrtx4090`), a JSON or TOML file, facts; None: this computer.
         engine: engine name; None: the one of that server, else the embedded llama.cpp.
         engine_version: the server's version; loads measured with exactly it correct the estimate.
@@ -63,7 +65,7 @@ def plan(
         ModelFileError: a file is broken or no model.
         DownloadError: a repository cannot be read.
     """
-    if isinstance(model, str) and is_address(model):
+    if isinstance(model, str) and is_address(model) and not is_file_address(model):
         served = model_of_server(model)
         spec, source = served.spec, ""
         engine, engine_version = engine or served.engine, engine_version or served.version
@@ -98,20 +100,35 @@ def plan(
 
 
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:
-    """Facts of a model by name, path, `hf://owner/repo[:QUANT]` or the address of its server."""
+    """Facts of a model by name, path, address of a GGUF file or of a server, or name on the Hub.
+
+    A name on the Hub is `hf://owner/repo[:QUANT]` or `hf://owner/repo/file.gguf[@REVISION]`; it is
+    read from `HF_ENDPOINT` with the user's token.
+    """
     from enginekit import catalog
 
     name = os.fspath(model)
+    if is_file_address(name):
+        return catalog.describe_url(name)
     if is_address(name):
         return model_of_server(name).spec
     if not name.startswith("hf://"):
         return catalog.describe(model)
-    place, _, quantization = name.removeprefix("hf://").partition(":")
+    from enginekit.catalog import _hub
+
+    place, _, revision = name.removeprefix("hf://").partition("@")
+    place, _, quantization = place.partition(":")
     parts = place.split("/")
     if len(parts) < 2 or not all(parts[:2]):
         raise ConfigError(f"{name}: write hf://owner/repo, with :QUANT or /file.gguf after it")
+    _hub.check_online()
     return catalog.describe_repo(
-        "/".join(parts[:2]), quantization=quantization, file="/".join(parts[2:])
+        "/".join(parts[:2]),
+        quantization=quantization,
+        file="/".join(parts[2:]),
+        revision=revision or "main",
+        endpoint=_hub.endpoint(),
+        token=_hub.token(),
     )
 
 
@@ -137,6 +154,9 @@ def engine_policy(engine: str) -> Policy:
 
 
 def _local(model: str | os.PathLike[str]) -> str:
+    """The file or folder to name in a command; of an address the file that it would be saved as."""
+    if isinstance(model, str) and is_file_address(model):
+        return urlsplit(model).path.rpartition("/")[2]
     path = Path(os.fspath(model)).expanduser()
     return os.fspath(model) if path.exists() else ""
 

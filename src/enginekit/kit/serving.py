@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from enginekit.errors import ModelNotFound
 from enginekit.facts.engine import ModelCard, ServerFacts
@@ -30,6 +31,11 @@ class Served:
 def is_address(name: str) -> bool:
     """Whether a model is named by the server that has it."""
     return name.startswith(SCHEMES)
+
+
+def is_file_address(name: str) -> bool:
+    """Whether a model is named by the address of its GGUF file."""
+    return name.startswith(("http://", "https://")) and urlsplit(name).path.endswith(".gguf")
 
 
 def model_of_server(address: str) -> Served:
