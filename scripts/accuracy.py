@@ -249,11 +249,15 @@ def _pooled_table() -> Iterator[str]:
     yield (
         f"vLLM {rows[0]['vllm']} on the processor, {int(rows[0]['pool']) // MIB} MiB of cache in "
         f"blocks of {rows[0]['block_tokens']} tokens, requests of {rows[0]['length']}; SmolLM2 with "
-        "its own weights, the others with dummy ones (`tests/oracle/vllm_models.py`). "
-        "Ours / what its log says:\n"
+        "its own weights, the others with dummy ones (`tests/oracle/vllm_models.py`). Weights are "
+        "the parameters that its loader filled, before kernels repack them: its build for the "
+        "processor prints no figure. The rest is from its log. Ours / vLLM's:\n"
     )
-    yield "| model | architecture | tokens in the pool | requests of full length |"
-    yield "|---|---|---|---|"
+    yield (
+        "| model | architecture | weights, bytes | error | in the file "
+        "| tokens in the pool | requests of full length |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     for row in rows:
         name, room = row["model"], int(row["pool"])
         spec = hf_config.to_spec(CONFIGS[name], name=name) if name in CONFIGS else describe(name)
@@ -263,8 +267,10 @@ def _pooled_table() -> Iterator[str]:
             block_tokens=int(row["block_tokens"]),
             batched_tokens=BATCHED,
         )
+        ours, theirs = weights(spec, "bf16").total, int(row["weights"])
         yield (
-            f"| {name} | {spec.architecture} | {pool.tokens(room)} / {row['tokens']} "
+            f"| {name} | {spec.architecture} | {ours} / {theirs} | {_percent(ours, theirs)} "
+            f"| {row['file'] if row['file'] != '0' else ''} | {pool.tokens(room)} / {row['tokens']} "
             f"| {pool.requests(room):.2f} / {float(row['requests']):.2f} |"
         )
     yield ""

