@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 
 SOAK = os.environ.get("ENGINEKIT_SOAK", "") not in ("", "0")
 FUZZ, ROUNDS = 100_000, 10
-"""Examples of each fuzz test in a soak run, and in how many rounds: hypothesis remembers all that it
+"""Examples of each fuzz test in a soak run, and in how many parts: hypothesis remembers all that it
 drew, 15 kB an example."""
 
 
@@ -34,18 +34,17 @@ def fuzz(usual: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
         )
         if not SOAK:
             return pytest.mark.soak(limits(test))
-        # Where CI is set hypothesis would draw the same examples in every round.
-        one_round = settings(limits, derandomize=False)(test)
+        # Where CI is set hypothesis would draw the same examples in every part.
+        one_part = settings(limits, derandomize=False)(test)
 
-        def soaked() -> None:
-            for _ in range(ROUNDS):
-                one_round()
+        def soaked(part: int) -> None:
+            one_part()
 
         soaked.__name__, soaked.__doc__, soaked.__module__ = (
             test.__name__,
             test.__doc__,
             test.__module__,
         )
-        return pytest.mark.soak(soaked)
+        return pytest.mark.soak(pytest.mark.parametrize("part", range(ROUNDS))(soaked))
 
     return marked
