@@ -26,6 +26,7 @@ from enginekit.errors import (
     StreamTruncated,
     Unreachable,
 )
+from enginekit.types import CompletionRequest
 from tests.engines.recordings import Decoded, decode
 
 TARGET = Target(base_url="http://server")
@@ -205,6 +206,34 @@ def test_an_end_mark_behind_a_document() -> None:
     """decolua/9router issue 3492."""
     body = json.dumps(ANSWER).encode() + b"data: [DONE]\n\n"
     assert whole(body).text == stream(body).text == "Hi\n\nyou"
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        ({"stopped_eos": True, "stopped_limit": False}, "stop"),
+        ({"stopped_limit": True}, "length"),
+        ({"stop_type": "limit"}, "length"),
+        ({"stop_type": "word", "stopping_word": "."}, "stop"),
+    ],
+)
+def test_completions_in_the_native_form(ended: Any, reason: str) -> None:
+    """llama-server until the end of 2024 (ggml-org/llama.cpp pull request 10974): no choices, no end
+    mark, and how it ended in one of two ways."""
+    events = [
+        {"content": "Hi", "stop": False, "id_slot": 0},
+        {"content": " you", "stop": False, "id_slot": 0},
+        {"content": "", "stop": True, "tokens_evaluated": 9, "tokens_predicted": 2, **ended},
+    ]
+    encoded = LC.encode(CompletionRequest(model="m", prompt="Say hi."), stream=True)
+    got = decode(encoded.decoder(), [written(*events)])
+    assert got.failure is None
+    assert got.text == "Hi you"
+    assert got.end is not None
+    assert got.end.finish_reason == reason
+    assert got.end.usage is not None
+    assert (got.end.usage.prompt_tokens, got.end.usage.completion_tokens) == (9, 2)
+    assert decode(encoded.decoder(), [written(*events[:2])]).failure is not None
 
 
 # ------------------------------------------------------------------------------------ tool calls

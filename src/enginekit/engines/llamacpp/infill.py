@@ -1,14 +1,18 @@
-"""llama-server's native generation format, which fill-in-the-middle answers in."""
+"""llama-server's native generation format, which fill-in-the-middle answers in.
+
+Until the end of 2024 `/v1/completions` did, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from enginekit.drivers.framing import SSE
 from enginekit.engine import Engine
 from enginekit.engines._decoder import ReplyDecoder
 from enginekit.engines._json import parse_json
+from enginekit.engines._openai_decode import OpenAIDecoder
 from enginekit.engines._openai_fields import is_bare_error, read_timings
 from enginekit.types import Chunk, TokenLogprob, Usage
 
@@ -51,6 +55,22 @@ class InfillDecoder(ReplyDecoder):
         self._extra["truncated"] = event.get("truncated")
         self._finish(event.get("stop_type") or "eos")
         self._complete(out)
+
+
+class EitherDecoder(OpenAIDecoder):
+    """Events of the dialect, or native ones in their place."""
+
+    def _no_choices(self, event: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        if "content" not in event or "stop" not in event:
+            return super()._no_choices(event)
+        reason = None
+        if event["stop"]:
+            limited = event.get("stopped_limit") or event.get("stop_type") == "limit"
+            reason = "length" if limited else "stop"
+            prompt = int(event.get("tokens_evaluated") or 0)
+            generated = int(event.get("tokens_predicted") or 0)
+            self._usage = Usage(prompt, generated, prompt + generated)
+        return ({"index": 0, "text": event["content"], "finish_reason": reason},)
 
 
 def _probability(entry: Mapping[str, Any]) -> TokenLogprob:

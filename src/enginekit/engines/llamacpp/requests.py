@@ -14,7 +14,7 @@ from enginekit.engines._params import Draft, Rule, Table
 from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Inner, PrefixStrip
 from enginekit.engines.llamacpp.faults import FAULTS
-from enginekit.engines.llamacpp.infill import InfillDecoder
+from enginekit.engines.llamacpp.infill import EitherDecoder, InfillDecoder
 from enginekit.engines.llamacpp.profile import PROFILE, SAMPLING
 from enginekit.errors import Unsupported
 from enginekit.facts.engine import Capability, EngineProfile, Feature
@@ -241,7 +241,10 @@ class LlamaCppRequests(OpenAIEngine):
     _least_logprobs = 1
 
     def _decoder_class(self, plan: Plan) -> Callable[..., Inner]:
-        return InfillDecoder if plan.native else super()._decoder_class(plan)
+        if plan.native:
+            return InfillDecoder
+        whole = not plan.stream or plan.path != self.completion_path
+        return super()._decoder_class(plan) if whole else EitherDecoder
 
     def _remarks(self, draft: Draft) -> None:
         template = self.options.get("substituted_template")
