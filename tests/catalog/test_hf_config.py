@@ -224,3 +224,10 @@ def test_capabilities() -> None:
     assert (spec.capabilities.vision, spec.capabilities.audio) == (True, None)
     assert (spec.capabilities.tools, spec.capabilities.thinking) == (True, False)
     assert hf_config.to_spec(LLAMA).chat_template is None
+
+
+def test_a_model_that_attends_has_heads() -> None:
+    """Without them neither the cache nor the weights of its layers could be told."""
+    with pytest.raises(ModelFileError, match="num_attention_heads is 0") as caught:
+        hf_config.to_spec({**CATALOG["llama3.2-1b"], "num_attention_heads": 0})
+    assert caught.value.field == "num_attention_heads"

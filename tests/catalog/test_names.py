@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from enginekit.catalog import _table, catalog_names, describe, find, get, sugges
 from enginekit.errors import ModelFileError, ModelNotFound
 from enginekit.sizing.quantization import weight_format
 from enginekit.sizing.weights import weights
+from tests.catalog.configs import CATALOG
 
 
 @pytest.mark.parametrize(
@@ -132,3 +134,14 @@ def test_a_format_in_a_repository_name_is_understood() -> None:
     found = find("Qwen/Qwen3-8B-AWQ")
     assert found is not None
     assert (found.name, found.quantization) == ("qwen3-8b", "awq-int4-g128")
+
+
+def test_a_folder_beside_us_needs_no_dot_but_gives_way_to_the_catalog(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "llama3.1"):
+        (tmp_path / name).mkdir()
+        config = CATALOG["llama3.2-1b"] | {"num_hidden_layers": 3}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert describe("mine").n_layers == 3
+    assert describe("llama3.1").n_layers == 32
+    assert describe("./llama3.1").n_layers == 3

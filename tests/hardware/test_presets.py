@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginekit.cli import main
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import known_by
 from enginekit.hardware import machine_from_dict, machine_from_file, preset, preset_names
@@ -239,3 +240,18 @@ def test_any_document_gives_a_machine_or_a_config_error(document: Any):
     except ConfigError:
         return
     assert machine_from_dict(machine.to_dict()) == machine
+
+
+def test_a_file_without_any_memory_is_no_machine(tmp_path: Path) -> None:
+    """Else every model "does not fit" on a computer that nobody described."""
+    file = tmp_path / "box.toml"
+    file.write_text('name = "mybox"')
+    with pytest.raises(ConfigError, match="total_bytes is missing"):
+        machine_from_file(file)
+
+
+def test_what_doctor_printed_on_one_computer_is_planned_for_on_another(tmp_path, capsys) -> None:
+    assert main(["doctor", "--hardware", "2xrtx3090", "--json"]) == 0
+    file = tmp_path / "box.json"
+    file.write_text(capsys.readouterr().out)
+    assert machine_from_file(file) == preset("2xrtx3090")

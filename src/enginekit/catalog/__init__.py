@@ -47,8 +47,12 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
     path = Path(name).expanduser()
     if not isinstance(model, str) or _is_path(name, path):
         return describe_folder(path) if path.is_dir() else describe_file(path)
-    if name.endswith(".gguf") and find(name) is None:
-        return describe_file(path)
+    if find(name) is None and not name.startswith(("hf://", "http")):
+        if name.endswith(".gguf"):
+            return describe_file(path)
+        if (path / "config.json").is_file():
+            # A folder beside us, named without ./; the catalog's own names come first.
+            return describe_folder(path)
     found = get(name)
     return (
         replace(found.spec, quantization=found.quantization) if found.quantization else found.spec

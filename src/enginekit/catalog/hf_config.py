@@ -74,6 +74,10 @@ def to_spec(
     mla = _mla(keys)
     experts = _experts(keys)
     layers = _layout.build(_shape(keys, architecture, count, hidden, kinds, mla, experts))
+    if known and any(x.attention != "none" and not x.heads for x in layers):
+        # Neither the cache nor the weights of such a layer could be told.
+        stated_heads = flat.get("num_attention_heads")
+        keys.fail("num_attention_heads", stated_heads, f"a {architecture} attends with heads")
     if not known:
         layers = tuple(
             replace(x, attention="unknown") if x.attention != "none" else x for x in layers

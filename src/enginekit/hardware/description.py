@@ -49,6 +49,8 @@ _UNITS = {
 def machine_from_file(path: str | Path) -> Machine:
     """The machine that a JSON or TOML file describes (`--hardware FILE`).
 
+    What `enginekit doctor --json` printed is such a file.
+
     Raises:
         ConfigError: the file cannot be read or is malformed; names the file and the field.
     """
@@ -66,7 +68,16 @@ def machine_from_file(path: str | Path) -> Machine:
     except (ValueError, RecursionError) as error:
         kind = "TOML" if file.suffix == ".toml" else "JSON (a TOML file must end in .toml)"
         raise ConfigError(f"{file}: not valid {kind}: {error}") from error
-    return machine_from_dict(document, origin=str(file))
+    if isinstance(document, dict) and isinstance(document.get("machine"), dict):
+        # What `enginekit doctor --json` printed on another computer.
+        document = document["machine"]
+    machine = machine_from_dict(document, origin=str(file))
+    if not machine.gpus and machine.memory.limit_bytes is None:
+        raise ConfigError(
+            f"{file}: memory.total_bytes is missing, and there are no gpus",
+            hint="enginekit doctor --json > FILE    (writes the computer that it runs on)",
+        )
+    return machine
 
 
 def machine_from_dict(document: object, *, origin: str = "description") -> Machine:

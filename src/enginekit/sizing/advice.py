@@ -288,5 +288,6 @@ def notes(
         said.append("the image projector is counted")
     if sizer.calibration.sentence:
         said.append(sizer.calibration.sentence)
-    said.extend(model.notes)
+    # The layout is said above, in the words of a plan.
+    said.extend(note for note in model.notes if not note.startswith("unknown attention layout"))
     return tuple(dict.fromkeys(said))
