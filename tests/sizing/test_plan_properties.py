@@ -226,3 +226,24 @@ def test_an_unknown_layout_is_a_range_and_says_so() -> None:
     pooled = plan(odd, preset("rtx4090"), context=8192, policy=PAGED, quantization="fp8")
     assert pooled.devices[0].terms["cache"].low == 0
     assert any("unknown attention layout" in note for note in pooled.notes)
+
+
+@given(models, machines, contexts, st.sampled_from(sorted(POLICIES)))
+@settings(max_examples=60, deadline=None)
+def test_each_rung_of_the_ladder_says_what_its_own_plan_says(
+    model: str, machine: str, context: int, rules: str
+) -> None:
+    """The ladder asks of a few quantizations and concludes for those that need less on any device."""
+    facts, computer, policy = describe(model), preset(machine), POLICIES[rules]
+    gpus = bool(devices(computer, policy).gpus)
+    for rung in plan(facts, computer, policy=policy, context=context).quantizations:
+        own = plan(facts, computer, policy=policy, context=context, quantization=rung.name)
+        moved = gpus and own.where not in ("one GPU", "several GPUs")
+        if rung.verdict == "fits":
+            assert (own.verdict, moved) == ("fits", False), rung.name
+        elif rung.verdict == "tight":
+            assert own.verdict == "tight" or moved, rung.name
+        else:
+            assert own.verdict == "no" or moved, rung.name
+        if rung.with_host:
+            assert own.verdict == "fits", rung.name

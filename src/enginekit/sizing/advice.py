@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
@@ -28,12 +28,9 @@ _FEWER_BITS: Final = 4.0
 
 
 def excess(sizer: Sizer, setting: Setting, place: Place, *, margin: bool = True) -> int:
-    """Bytes missing on the tightest device."""
-    if isinstance(sizer, Allocation):
-        assert isinstance(place, Placement)
-        return sizer.excess(setting, place, margin=margin)
-    assert isinstance(place, Shards)
-    return sizer.excess(setting, place, margin=margin)
+    """Bytes missing on the tightest device. The place is one of the sizer's own."""
+    own: Any = place
+    return sizer.excess(setting, own, margin=margin)
 
 
 def fixes(

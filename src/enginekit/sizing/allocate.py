@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from operator import mul, sub
 from typing import NamedTuple
 
@@ -13,7 +15,15 @@ from enginekit.sizing.offload import copied
 from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import MIB, Policy, Triple
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
-from enginekit.sizing.tables import CacheTable, WeightTable, cache_table, stream, weight_table
+from enginekit.sizing.tables import (
+    CacheTable,
+    WeightTable,
+    cache_table,
+    narrower,
+    runs,
+    stream,
+    weight_table,
+)
 
 _ENCODER: Triple = (100 * MIB, 400 * MIB, 800 * MIB)
 """Working memory of an image encoder beside its weights."""
@@ -279,24 +289,24 @@ class Allocation:
         return found
 
     def _line(self, place: Placement, quantization: str, cache_type: str) -> list[_Line]:
-        """The rows of a placement with their weights, expected and high."""
-        key = (place, quantization, cache_type)
-        found = self._lines.get(key)
-        if found is None:
-            widest = self.weights(quantization).high
-            sizes = self.weights_on(quantization, place)
-            wide = [int(size * widest) for size in sizes]
-            copy = self.copied(quantization, place)
-            if copy:
-                # Beside the weights of the first GPU, not multiplied by their doubt.
-                sizes[0] += copy
-                wide[0] += copy
-            found = []
-            for row, numbers in self._kinds(place, cache_type):
+        """The rows of a placement with their weights, expected and high; remembered."""
+        widest = self.weights(quantization).high
+        sizes = self.weights_on(quantization, place)
+        wide = [int(size * widest) for size in sizes]
+        copy = self.copied(quantization, place)
+        if copy:
+            # Beside the weights of the first GPU, not multiplied by their doubt.
+            sizes[0] += copy
+            wide[0] += copy
+        found = []
+        for row, numbers in self._kinds(place, cache_type):
+            if len(numbers) == 1:
+                size, high = sizes[numbers[0]], wide[numbers[0]]
+            else:
                 size = max([sizes[number] for number in numbers])
                 high = max([wide[number] for number in numbers])
-                found.append((row, size + row.expected, high + row.high))
-            self._lines[key] = found
+            found.append((row, size + row.expected, high + row.high))
+        self._lines[place, quantization, cache_type] = found
         return found
 
     def _runtime(self, device: Device) -> Triple:
@@ -320,10 +330,13 @@ class Allocation:
         `terms.allocated_devices`, written for the thousands of times that a search asks.
         """
         quantization, tokens, slots, cache_type = setting
-        context, cells, buffers, beside = self._load(tokens, slots, place.copies)
+        # Both are known nearly always: a call would cost as much as looking them up.
+        load = self._loads.get((tokens, slots, place.copies))
+        context, cells, buffers, beside = load or self._load(tokens, slots, place.copies)
+        line = self._lines.get((place, quantization, cache_type))
         _, device_expected, device_high = buffers
         over, lent_expected, lent_high = -(1 << 62), 0, 0
-        for row, expected, high in self._line(place, quantization, cache_type):
+        for row, expected, high in line or self._line(place, quantization, cache_type):
             limit, kept, kinds, state, doubt, _, _, carve_out, host, inputs = row
             rest = sum(map(mul, kinds, cells)) + state * slots
             if inputs:
@@ -381,18 +394,33 @@ class Allocation:
         size = table.layers[-1] + table.tail
         return [place for place in self.places() if not place.gpus or size <= place.room]
 
-    def with_host(self, quantization: str) -> list[Placement]:
-        """Where all weights that can be are in host memory: layers, or experts only."""
+    def passing(self, names: Sequence[str], test: Callable[[str], bool]) -> list[str]:
+        """The quantizations that pass; where a wider one does, its narrower ones are not tested."""
+        found: list[str] = []
+        for run in runs(self.spec, tuple(names)):
+            if found and narrower(self.spec, found[0], run[0]):
+                found += run
+            else:
+                found += run[bisect_left(run, True, key=test) :]
+        return found
+
+    def hosted(self, names: Sequence[str], setting: Setting) -> set[str]:
+        """The quantizations that fit with all that can be in host memory: layers, or experts only."""
         gpus, host = self.devices.gpus, self.devices.host
         if not gpus or not self.policy.offload:
-            return []
+            return set()
         room = host.limit + sum([gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus])
-        if self.weights(quantization).found.total >= room:
-            return []
-        places = [self.whole(0)]
+
+        def fits(name: str, place: Placement) -> bool:
+            return self.excess(Setting(name, *setting[1:]), place) <= 0
+
+        there = [name for name in names if self.weights(name).found.total < room]
+        found = set(self.passing(there, lambda name: fits(name, self.whole(0))))
         if self.spec.experts is not None:
-            places.append(self.without_experts(self.n))
-        return places
+            # The copy of one matrix may be larger where the types are mixed: each is asked.
+            place = self.without_experts(self.n)
+            found.update(name for name in there if name not in found and fits(name, place))
+        return found
 
     def offloaded(self, setting: Setting, *, margin: bool = True) -> Placement | None:
         """The placement that keeps most on the GPUs when not all of it fits there."""

@@ -7,6 +7,7 @@ system memory and the host draw on one pool; `shared` says so.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from enginekit.facts.machine import Gpu, Machine
 from enginekit.sizing.policy import GIB, MIB, Backend, Policy
@@ -66,6 +67,7 @@ class Devices:
     """Why other GPUs are left out, one sentence each."""
 
 
+@lru_cache(maxsize=512)
 def devices(machine: Machine, policy: Policy) -> Devices:
     """The devices of a machine as an engine of that policy sees them."""
     groups: dict[tuple[str, bool], list[Device]] = {}

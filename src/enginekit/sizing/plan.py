@@ -340,25 +340,26 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
     native = weight_format(sizer.spec.native_format) if sizer.spec.native_format else None
     if native is not None and native.format in sizer.policy.formats:
         # Nobody ships it wider.
-        narrower = [name for name in names if advice.bits(name) < native.bits]
-        names = [sizer.spec.native_format, *narrower]
+        fewer = [name for name in names if advice.bits(name) < native.bits]
+        names = [sizer.spec.native_format, *fewer]
     if setting.quantization not in names:
         names.insert(0, setting.quantization)
-    result = []
-    for name in names:
-        tried = setting._replace(quantization=name)
+
+    def on_gpus(name: str, *, margin: bool = True) -> bool:
+        tried = Setting(name, *setting[1:])
         places = sizer.roomy(name)[::-1]
-        verdict: Verdict = "no"
-        if any(excess(sizer, tried, place) <= 0 for place in places):
-            verdict = "fits"
-        elif any(excess(sizer, tried, place, margin=False) <= 0 for place in places):
-            verdict = "tight"
-        with_host = verdict == "fits" or (
-            isinstance(sizer, Allocation)
-            and any(sizer.excess(tried, place) <= 0 for place in sizer.with_host(name))
+        return any(excess(sizer, tried, place, margin=margin) <= 0 for place in places)
+
+    fits = sizer.passing(names, on_gpus)
+    rest = [name for name in names if name not in fits]
+    tight = sizer.passing(rest, lambda name: on_gpus(name, margin=False))
+    hosted = sizer.hosted(rest, setting) if isinstance(sizer, Allocation) else ()
+    return tuple(
+        QuantizationFit(
+            name=name,
+            weight_bytes=sizer.weights(name).found.total,
+            verdict="fits" if name in fits else "tight" if name in tight else "no",
+            with_host=name in fits or name in hosted,
         )
-        size = sizer.weights(name).found.total
-        result.append(
-            QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=with_host)
-        )
-    return tuple(result)
+        for name in names
+    )

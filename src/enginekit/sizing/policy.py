@@ -97,6 +97,9 @@ class Policy:
     users together where memory is allocated for each; `context_each` those of one."""
     notes: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 def _mib(low: int, expected: int, high: int) -> Triple:
     return low * MIB, expected * MIB, high * MIB

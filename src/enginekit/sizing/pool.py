@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -84,6 +85,7 @@ class Pooling:
         self.compiled = "mlc" in policy.formats
         self._places: tuple[Devices | None, list[Shards]] = (None, [])
         self._fixed: dict[tuple[str, int, int, int, int], Fixed] = {}
+        self._besides: dict[tuple[int, int, int, int], tuple[Triple, Triple]] = {}
 
     def places(self) -> list[Shards]:
         """GPU counts to try, fewest first; the CPU if the policy has such a build."""
@@ -108,6 +110,10 @@ class Pooling:
             if size <= sum([gpu.limit for gpu in place.gpus]):
                 found.append(place)
         return found
+
+    def passing(self, names: Sequence[str], test: Callable[[str], bool]) -> list[str]:
+        """The quantizations that pass. Each is tested: kernels pad some with fewer bits to more."""
+        return [name for name in names if test(name)]
 
     def rows(self, place: Shards, users: int) -> tuple[int, int]:
         """Batched tokens and sequences of the start-up run."""
@@ -154,7 +160,23 @@ class Pooling:
         size += self._tower() // parts
         if self.policy.whole_shards:
             size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
-        batched, sequences = self.rows(place, setting.users)
+        compute, runtime = self._beside(place, *self.rows(place, setting.users))
+        return Fixed(
+            weights=(int(size * table.low), size, int(size * table.high)),
+            compute=compute,
+            runtime=runtime,
+        )
+
+    def _beside(self, place: Shards, batched: int, sequences: int) -> tuple[Triple, Triple]:
+        """Activations and runtime of one GPU, the same at every quantization."""
+        key = (batched, sequences, place.tensor, place.pipeline)
+        found = self._besides.get(key)
+        if found is None:
+            found = self._besides[key] = self._work(place, batched, sequences)
+        return found
+
+    def _work(self, place: Shards, batched: int, sequences: int) -> tuple[Triple, Triple]:
+        parts = place.tensor * place.pipeline
         compute = pool_compute(
             self.spec,
             self.policy,
@@ -170,10 +192,9 @@ class Pooling:
         if parts > 1:
             more = self.policy.parallel_overhead
             runtime = (runtime[0] + more[0], runtime[1] + more[1], runtime[2] + more[2])
-        return Fixed(
-            weights=(int(size * table.low), size, int(size * table.high)),
-            compute=self.calibration.scaled("compute", compute),
-            runtime=self.calibration.scaled("runtime", runtime),
+        return (
+            self.calibration.scaled("compute", compute),
+            self.calibration.scaled("runtime", runtime),
         )
 
     def room(self, setting: Setting, place: Shards, which: int = 1, *, margin: bool = True) -> int:

@@ -8,6 +8,7 @@ estimate without a known bandwidth is None, not a guess.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -190,12 +191,17 @@ def _step(backend: str, which: int, read: int) -> float:
     return band[which] / 1000 * max(0.0, 1 - read / _FADE)
 
 
+@lru_cache(maxsize=1024)
+def _attention(spec: ModelSpec) -> int:
+    """Operations per token and token of depth."""
+    return sum(2 * layer.heads * layer.key_dim for layer in spec.layers)
+
+
 def _prefill(spec: ModelSpec, stages: Sequence[Stage], depth: int, wide: bool) -> Rate | None:
     active = spec.params_active or spec.params_total
     if not active:
         return None
-    attention = sum(2 * layer.heads * layer.key_dim for layer in spec.layers)
-    work = 2 * active + attention * depth
+    work = 2 * active + _attention(spec) * depth
     found = []
     for which in range(3):
         seconds = 0.0

@@ -6,9 +6,10 @@ that a search over contexts, slots and splits needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes
@@ -64,6 +65,41 @@ def weight_table(spec: ModelSpec, quantization: str, padded: float = 1.0) -> Wei
         low=found.low / found.total if found.total else 1.0,
         high=found.high / found.total if found.total else 1.0,
     )
+
+
+@lru_cache(maxsize=16384)
+def narrower(spec: ModelSpec, wide: str, narrow: str) -> bool:
+    """Whether every part of the weights needs no more at `narrow`, nor at the end of its range.
+
+    Then it needs no more than `wide` on any device, however they are split (but for the byte that
+    the ends of the ranges are rounded by). Mixtures often are not: they widen single layers.
+    """
+    one, other = weight_table(spec, wide), weight_table(spec, narrow)
+    return all(
+        size <= bound and size * other.high <= bound * one.high + 1
+        for bound, size in zip(_parts(one), _parts(other), strict=True)
+    )
+
+
+@lru_cache(maxsize=16384)
+def runs(spec: ModelSpec, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """The quantizations divided where one is not narrower than the one before it."""
+    found: list[tuple[str, ...]] = []
+    for name in names:
+        if found and narrower(spec, found[-1][-1], name):
+            found[-1] = (*found[-1], name)
+        else:
+            found.append((name,))
+    return tuple(found)
+
+
+def _parts(table: WeightTable) -> Iterator[int]:
+    """What one device may have without the rest."""
+    yield from (table.embedding, table.tail - table.tied_copy, table.tied_copy)
+    for layer, experts in zip(pairwise(table.layers), pairwise(table.experts), strict=True):
+        routed = experts[1] - experts[0]
+        yield routed
+        yield layer[1] - layer[0] - routed
 
 
 Spans = tuple[tuple[int, tuple[int, ...], int], ...]
