@@ -32,7 +32,7 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.facts.engine import Capability, Evidence, Feature
-from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint, Tool
+from enginekit.types import UNSET, ChatRequest, CompletionRequest, Constraint, EmbedRequest, Tool
 
 TOOL_FLAGS: Final = "--enable-auto-tool-choice --tool-call-parser NAME"
 TOOL_FEATURES: Final[frozenset[Feature]] = frozenset(
@@ -417,6 +417,25 @@ class VLLMRequests(OpenAIEngine):
             draft.window_of_launch(value, f"start the server with --max-model-len {value}")
         elif name == "lora":
             self._lora(draft, value)
+
+    def _embeds(self, request: EmbedRequest) -> Draft:
+        """The body for `/v1/embeddings`."""
+        draft = Draft(self, request, self.dialect)
+        self._model(draft, request.model)
+        draft.enter("texts", "translated", {"input": list(request.texts)}, note="as input")
+        if request.dimensions is not UNSET:
+            draft.enter("dimensions", "sent", {"dimensions": request.dimensions})
+        if request.truncate:
+            draft.enter(
+                "truncate",
+                "translated",
+                {"truncate_prompt_tokens": -1},
+                note="to the model's limit",
+            )
+        if request.keep_alive is not UNSET:
+            self._scalar(draft, "keep_alive", request.keep_alive)
+        draft.options()
+        return draft
 
     def _lora(self, draft: Draft, value: Any) -> None:
         """An adapter is a model of its own name."""

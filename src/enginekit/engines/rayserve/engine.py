@@ -53,7 +53,7 @@ from enginekit.facts.engine import (
     ModelCard,
     ServerFacts,
 )
-from enginekit.types import UNSET, Embeddings, EmbedRequest
+from enginekit.types import Embeddings, EmbedRequest
 
 LISTED = 5.0
 """Seconds `/v1/models` may take; while the ingress starts it hangs."""
@@ -319,22 +319,7 @@ class RayServe(VLLMRequests):
 
     def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
         """`/v1/embeddings`, of a model deployed for pooling."""
-        draft = Draft(self, request, self.dialect)
-        self._model(draft, request.model)
-        draft.enter("texts", "translated", {"input": list(request.texts)}, note="as input")
-        if request.dimensions is not UNSET:
-            draft.enter("dimensions", "sent", {"dimensions": request.dimensions})
-        if request.truncate:
-            draft.enter(
-                "truncate",
-                "translated",
-                {"truncate_prompt_tokens": -1},
-                note="to the model's limit",
-            )
-        if request.keep_alive is not UNSET:
-            self._scalar(draft, "keep_alive", request.keep_alive)
-        draft.options()
-        return (yield from routes.embed(self, request, draft))
+        return (yield from routes.embed(self, request, self._embeds(request)))
 
     def capability(self, feature: Feature) -> Capability:
         """As of every engine; metrics are there when an exporter is named."""

@@ -157,24 +157,8 @@ class VLLM(VLLMRequests):
 
     def embed(self, request: EmbedRequest) -> Operation[Embeddings]:
         """`/v1/embeddings`, on a server started with a pooling model."""
-        draft = Draft(self, request, self.dialect)
-        self._model(draft, request.model)
-        draft.enter("texts", "translated", {"input": list(request.texts)}, note="as input")
-        if request.dimensions is not UNSET:
-            draft.enter("dimensions", "sent", {"dimensions": request.dimensions})
-        if request.truncate:
-            draft.enter(
-                "truncate",
-                "translated",
-                {"truncate_prompt_tokens": -1},
-                note="to the model's limit",
-            )
-        if request.keep_alive is not UNSET:
-            self._scalar(draft, "keep_alive", request.keep_alive)
-        draft.options()
-        made: Embeddings = yield from self._pooling(
-            "embeddings", routes.embed(self, request, draft)
-        )
+        asked = routes.embed(self, request, self._embeds(request))
+        made: Embeddings = yield from self._pooling("embeddings", asked)
         return made
 
     def rerank(self, request: RerankRequest) -> Operation[Ranking]:
