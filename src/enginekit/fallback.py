@@ -64,21 +64,24 @@ class Resting:
 
     def why(self, number: int) -> str | None:
         """Why this engine is to be passed over now, or None to ask it."""
-        rest = self._rests.get(number)
-        if rest is None:
-            return None
-        now = self.clock()
-        if now >= rest.until:
-            # The caller is the one that tries; it may be cancelled, so even this claim ends.
-            self._rests[number] = _Rest(rest.at, now + self.seconds, rest.error)
+        rest, now = self._rests.get(number), self.clock()
+        if rest is None or now >= rest.until:
             return None
         return (
             f"not asked, because it did not answer {now - rest.at:.0f} s ago ({rest.error}); "
             f"asked again in {rest.until - now:.0f} s (cooldown={self.seconds:g})"
         )
 
+    def claim(self, number: int) -> None:
+        """Be the one that tries an engine whose rest is over: others pass it over meanwhile."""
+        rest, now = self._rests.get(number), self.clock()
+        if rest is not None and now >= rest.until:
+            # The caller may be cancelled, so even this claim ends.
+            self._rests[number] = _Rest(rest.at, now + self.seconds, rest.error)
+
     def watched(self, number: int, operation: Operation[_T]) -> Operation[_T]:
         """Run an operation on this engine, and learn from its outcome."""
+        self.claim(number)
         begin = self.clock()
         try:
             outcome = yield from operation
@@ -165,8 +168,9 @@ def first(
     fresh = [number for number in range(len(names)) if number not in rests]
     for number in (*fresh, *rests):
         patient = number == fresh[-1] and not loading
-        others: dict[int, object] = {**rests, **failures}
-        others.pop(number, None)
+        # Of those that rest only who would have been asked before this one was passed over.
+        others: dict[int, object] = {n: why for n, why in rests.items() if n < number}
+        others |= failures
         try:
             done = yield from resting.watched(number, run_on(number, patient))
         except EngineKitError as error:

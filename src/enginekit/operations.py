@@ -224,12 +224,15 @@ def open_encoded(
     hurried = budgets.before_first(encoded.call.framing) < budgets.load
     retries = 0
     waited = 0.0
+    warm = not hurried
     while True:
         try:
-            if hurried:
+            if not warm:
                 yield from engine.warm(encoded, budgets.load)
+                warm = True
             return (yield effect)
         except EngineLoading as error:
+            warm = not hurried
             pause = min(0.1 + waited / 4, 2.0)
             if waited + pause > budgets.load:
                 raise EngineTimeout(

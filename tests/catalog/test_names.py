@@ -145,3 +145,15 @@ def test_a_folder_beside_us_needs_no_dot_but_gives_way_to_the_catalog(tmp_path, 
     assert describe("mine").n_layers == 3
     assert describe("llama3.1").n_layers == 32
     assert describe("./llama3.1").n_layers == 3
+
+
+def test_a_name_longer_than_any_file_is_a_model_that_is_not_there():
+    with pytest.raises(ModelNotFound):
+        describe("a" * 300)
+
+
+def test_no_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelNotFound):
+        describe("")

@@ -17,7 +17,13 @@ import pytest
 
 from enginekit import registry
 from enginekit.engine import Target
-from enginekit.errors import BadRequest, EngineKitError, MalformedReply, Unsupported
+from enginekit.errors import (
+    BadRequest,
+    EngineKitError,
+    EngineTimeout,
+    MalformedReply,
+    Unsupported,
+)
 from enginekit.facts.engine import NONE, Evidence, Feature, ModelCard, ServerFacts
 from enginekit.kit.client import Client
 from enginekit.kit.route import forget_facts
@@ -155,6 +161,26 @@ def test_a_tool_parser_is_asked_for_without_generating(case, yes):
     facts = play(engine.probe(), answers)
     assert facts.capabilities["tools"].support == ("native" if yes else "emulated")
     assert facts.capabilities["tools"].evidence == "probed"
+
+
+def test_a_trial_that_came_too_late_is_made_again():
+    """A server that was busy once is not for ever one of which nobody knows whether it calls tools."""
+    from enginekit.engines.vllm import VLLM
+
+    engine = VLLM(Target(base_url="http://server"))
+    engine.facts = play(engine.probe(), {
+        "GET /version": load("vllm", "version"),
+        "GET /v1/models": load("vllm", "models"),
+    })  # fmt: skip
+    model = engine.facts.models[0].id
+    late = engine.settle("tools", model)
+    next(late)
+    with pytest.raises(EngineTimeout):
+        late.throw(EngineTimeout("nothing within 10 s", phase="whole reply"))
+    assert engine.facts.told("tools", model) is None
+    told = {"POST /v1/chat/completions": load("vllm", "v_chat_template")}
+    play(engine.settle("tools", model), told)
+    assert engine.facts.told("tools", model).support == "native"
 
 
 def test_llamacpp_without_jinja_has_its_tools_emulated(run):

@@ -71,6 +71,7 @@ def test_when_the_rest_is_over_one_call_asks_while_the_others_still_do_not():
     engines.call()
     engines.now += 30
     assert engines.resting.why(0) is None  # this call asks
+    engines.resting.claim(0)
     assert "did not answer 30 s ago" in engines.resting.why(0)  # the others do not
     engines.now += 30
     engines.call()
@@ -168,3 +169,22 @@ def _opening(engines):
         yield
 
     return names, open_on, engines.resting
+
+
+def test_a_rest_that_is_over_is_kept_for_who_really_asks():
+    engines = Lists(one="answers", two=SILENT, three="answers")
+    engines.outcomes["one"] = Unreachable("refused")
+    engines.call()
+    engines.outcomes.update(one="answers", two="answers")
+    for _ in range(20):  # nobody comes to the second one, so nobody tries it
+        engines.now += 31
+        assert engines.call().engine == "one"
+    engines.outcomes["one"] = Unreachable("refused")
+    assert engines.call().engine == "two"
+
+
+def test_who_rests_behind_the_one_that_answers_was_not_passed_over():
+    engines = Lists(one=Unreachable("refused"), two=SILENT, three="answers")
+    engines.call()
+    engines.outcomes["one"] = "answers"
+    assert engines.call().passed_over == []

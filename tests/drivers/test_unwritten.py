@@ -10,7 +10,7 @@ import pytest
 from enginekit.drivers import _session
 from enginekit.drivers.async_ import AsyncDriver
 from enginekit.engine import Answer, Call, Target
-from enginekit.errors import Unreachable
+from enginekit.errors import EngineFault, Unreachable
 from tests.drivers.toy import one
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -34,14 +34,14 @@ class Impatient:
             writer.write(ANSWER)
         writer.close()
 
-    async def asked(self) -> Answer:
+    async def asked(self, prompt: str = "hi") -> Answer:
         listener = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         async with listener:
             port = listener.sockets[0].getsockname()[1]
             driver = AsyncDriver()
             target = Target(base_url=f"http://127.0.0.1:{port}")
             try:
-                call = Call(target=target, method="POST", path="/x", json={"prompt": "hi"})
+                call = Call(target=target, method="POST", path="/x", json={"prompt": prompt})
                 return await driver.run(one(call))
             finally:
                 await driver.close()
@@ -81,3 +81,12 @@ async def test_a_server_that_always_hangs_up_first_is_unreachable(impatient: Imp
         await impatient.asked()
     assert caught.value.retryable
     assert impatient.hung_up == 2
+
+
+async def test_a_large_body_is_not_sent_again_because_a_part_may_be_there(
+    impatient: Impatient,
+) -> None:
+    with pytest.raises(EngineFault) as caught:
+        await impatient.asked("x" * 100_000)
+    assert not caught.value.retryable
+    assert (impatient.hung_up, impatient.requests) == (1, 0)

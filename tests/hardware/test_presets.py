@@ -255,3 +255,10 @@ def test_what_doctor_printed_on_one_computer_is_planned_for_on_another(tmp_path,
     file = tmp_path / "box.json"
     file.write_text(capsys.readouterr().out)
     assert machine_from_file(file) == preset("2xrtx3090")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_file_that_windows_redirected_is_read(tmp_path: Path, encoding: str):
+    file = tmp_path / "machine.json"
+    file.write_text(json.dumps(preset("rtx4090").to_dict()), encoding=encoding)
+    assert machine_from_file(file) == preset("rtx4090")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from enginekit import plan
-from enginekit.errors import ModelNotFound
+from enginekit.errors import ConfigError, ModelNotFound
 from enginekit.facts.engine import ModelCard, ServerFacts
 from enginekit.hardware import preset
 from enginekit.kit.planning import plan as planned
-from enginekit.kit.serving import _card, _spec, is_address
+from enginekit.kit.serving import _card, _spec, is_address, is_file_address
 from enginekit.launch.embedded import EmbeddedSpec, acquire
 from tests.catalog.test_ollama_show import recorded
 from tests.support import models
@@ -73,3 +73,8 @@ def test_addresses_are_told_from_names(name: str) -> None:
     assert is_address(name)
     assert not is_address(name.partition("://")[2])
     assert not is_address(f"hf://{name}")
+
+
+def test_an_address_that_cannot_be_read_is_a_clear_error():
+    with pytest.raises(ConfigError, match="no address"):
+        is_file_address("https://[::1/x.gguf")

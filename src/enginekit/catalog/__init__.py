@@ -50,8 +50,9 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
     if find(name) is None and not name.startswith(("hf://", "http")):
         if name.endswith(".gguf"):
             return describe_file(path)
-        if (path / "config.json").is_file():
-            # A folder beside us, named without ./; the catalog's own names come first.
+        if name and os.path.isfile(path / "config.json"):
+            # A folder beside us, named without ./; the catalog's own names come first. Path.is_file
+            # would raise for a name that is too long.
             return describe_folder(path)
     found = get(name)
     return (

@@ -31,6 +31,8 @@ FOREIGN = (OSError, aiohttp.ClientError, HttpProcessingError, UnicodeError)
 """What may come out of the socket layer and aiohttp; `_errors` turns each into one of ours."""
 
 _LARGE_BODY = 1 << 20
+_AT_ONCE = 60 << 10
+"""Bytes of a body that are handed over in one piece: all of it was written, or nothing."""
 
 
 class Attempt:
@@ -81,7 +83,8 @@ class Attempt:
         session = sessions.to(site)
         repeated = False
         clock = asyncio.get_running_loop().time
-        began = clock()
+        # Of a larger body a part may be with the server when the rest cannot be written.
+        at_once = request.body is None or len(request.body) <= _AT_ONCE
         while True:
             note = Sent(fresh=repeated)
             token = _session.sent.set(note)
@@ -97,8 +100,10 @@ class Attempt:
                 )
             except FOREIGN as error:
                 broken = self._broken(error)
-                unwritten = note.unwritten and broken
-                late = not request.safe and clock() - began > _request.STALE_WITHIN
+                unwritten = note.unwritten and broken and at_once
+                sent_at = note.protocol.wrote if note.protocol is not None else None
+                waited = clock() - sent_at if sent_at is not None else 0.0
+                late = not request.safe and waited > _request.STALE_WITHIN
                 stale = note.stale and broken and not late
                 if not repeated and (unwritten or stale):
                     repeated = True

@@ -50,7 +50,7 @@ class Sent:
         A server that got no request in time hangs up, and a busy loop may see that before it comes
         to write: llama-server waits 5 s, and a thousand calls may begin at the same moment.
         """
-        return self.connected and not self.protocol.wrote
+        return self.connected and self.protocol.wrote is None
 
 
 sent: ContextVar[Sent] = ContextVar("enginekit_sent")
@@ -61,15 +61,16 @@ class _Protocol(ResponseHandler):
 
     came = False
     used = 0
-    wrote = False
-    """Whether the request has gone to the transport, to its last byte."""
+    wrote: float | None = None
+    """When the request had gone to the transport to its last byte, by the loop's clock."""
 
     def data_received(self, data: bytes) -> None:
         self.came = True
         super().data_received(data)
 
     def start_timeout(self) -> None:
-        self.wrote = True  # aiohttp starts to wait for the answer when the request is written
+        # aiohttp starts to wait for the answer when the request is written.
+        self.wrote = self._loop.time()
         super().start_timeout()
 
     def resume_reading(self, *args: Any, **more: Any) -> None:
@@ -95,7 +96,7 @@ class _Notes(aiohttp.BaseConnector):
             note.protocol = protocol
             note.reused = protocol.used > 0
             protocol.used += 1
-            protocol.came = protocol.wrote = False
+            protocol.came, protocol.wrote = False, None
         return connection
 
 

@@ -54,6 +54,8 @@ NEVER_SAMPLED: Final = -1.0
 def takes_tools(engine: Engine, model: str, path: str) -> Operation[bool | None]:
     """Whether a vLLM server has a tool parser; None when its answer is unclear.
 
+    Raises what may be otherwise another time: EngineTimeout, Unreachable, EngineLoading, Overloaded.
+
     The request can be answered by nothing but a refusal, and which one tells. The server looks at
     the model's name first, then for the parser, then at the chat template that the request brings
     (refused unless it was started to trust one), and last, before anything is queued, at the
@@ -74,7 +76,9 @@ def takes_tools(engine: Engine, model: str, path: str) -> Operation[bool | None]
         return False if error.feature == "tools" else None
     except BadRequest as error:
         return True if re.search("chat template|temperature", error.message.lower()) else None
-    except EngineError:
+    except EngineError as error:
+        if error.retryable:  # it said nothing of the server: ask again another time
+            raise
         return None
     return True
 

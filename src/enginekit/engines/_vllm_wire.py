@@ -25,6 +25,7 @@ from enginekit.errors import (
     BadRequest,
     ContextOverflow,
     EngineDied,
+    EngineError,
     EngineFault,
     ModelNotFound,
     Overloaded,
@@ -273,7 +274,10 @@ class VLLMRequests(OpenAIEngine):
 
     def takes_tools(self, model: str) -> Operation[bool | None]:
         """Whether there is a tool parser for the model; None when unclear. Generates nothing."""
-        return (yield from routes.takes_tools(self, model, self.chat_path))
+        try:
+            return (yield from routes.takes_tools(self, model, self.chat_path))
+        except EngineError:
+            return None
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
         """A model that reads text only takes no image by URL either, and no sound."""
@@ -285,7 +289,8 @@ class VLLMRequests(OpenAIEngine):
     def _settle_tools(self, model: str) -> Operation[None]:
         native: bool | None = None
         if self.options.get("probe_tools") is not False:
-            native = yield from self.takes_tools(model)
+            # Raises what says nothing of the server (late, loading): then nothing is remembered.
+            native = yield from routes.takes_tools(self, model, self.chat_path)
         left_open = {feature: self.profile.capability(feature) for feature in TOOL_FEATURES}
         self.remember(left_open if native is None else self.tool_capabilities(native), model)
 

@@ -63,8 +63,10 @@ def machine_from_file(path: str | Path) -> Machine:
     if len(raw) > _LARGEST_FILE:
         raise ConfigError(f"{file}: larger than 4 MiB; that is no description of a machine")
     try:
-        content = raw.decode("utf-8")
-        document = tomllib.loads(content) if file.suffix == ".toml" else json.loads(content)
+        if file.suffix == ".toml":
+            document = tomllib.loads(raw.decode("utf-8-sig"))
+        else:
+            document = json.loads(raw)  # any UTF, with its mark: PowerShell redirects in UTF-16
     except (ValueError, RecursionError) as error:
         kind = "TOML" if file.suffix == ".toml" else "JSON (a TOML file must end in .toml)"
         raise ConfigError(f"{file}: not valid {kind}: {error}") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from enginekit.errors import ModelNotFound
+from enginekit.errors import ConfigError, ModelNotFound
 from enginekit.facts.engine import ModelCard, ServerFacts
 from enginekit.facts.model import ModelSpec, Origin
 
@@ -35,7 +35,12 @@ def is_address(name: str) -> bool:
 
 def is_file_address(name: str) -> bool:
     """Whether a model is named by the address of its GGUF file."""
-    return name.startswith(("http://", "https://")) and urlsplit(name).path.endswith(".gguf")
+    if not name.startswith(("http://", "https://")):
+        return False
+    try:
+        return urlsplit(name).path.endswith(".gguf")
+    except ValueError as error:
+        raise ConfigError(f"{name!r} is no address: {error}") from error
 
 
 def model_of_server(address: str) -> Served:

@@ -283,6 +283,11 @@ def notes(
         said.append("shared memory is under 1 GiB: start the container with --ipc=host")
     if model.projector_bytes:
         said.append("the image projector is counted")
+    elif model.tower_params and isinstance(sizer, Allocation):
+        said.append(
+            f"for text only: images need about {2 * model.tower_params / GIB:.1f} GiB more, and up "
+            "to 0.8 GiB while they are read (llama.cpp loads them unless told --no-mmproj)"
+        )
     if sizer.calibration.sentence:
         said.append(sizer.calibration.sentence)
     # The layout is said above, in the words of a plan.

@@ -55,8 +55,9 @@ def explained(
     which = "the text" if len(texts) == 1 else f"the longest of {len(texts)} texts"
     size = f"{len(longest)} characters" if requested is None else f"about {requested} tokens"
     room = f", the batch of a model with a window of {window}" if of_batch else ""
+    most = "fewer tokens" if limit is None else f"at most {limit} tokens"
     return ContextOverflow(
-        f"{error.engine} at {error.url} embeds at most {limit} tokens at once{room}; {which} has {size}",
+        f"{error.engine} at {error.url} embeds {most} at once{room}; {which} has {size}",
         hint="cut the text shorter, or give the runner a larger batch (and the memory for it): "
         f'engine_options={{"options": {{"num_batch": {window}}}}}'
         if of_batch
