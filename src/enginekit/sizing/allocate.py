@@ -156,7 +156,7 @@ class Allocation:
             cut = [bound if bound < moved else moved for bound in place.bounds]
             before = list(map(sub, before, [experts[bound] for bound in cut]))
         sizes = list(map(sub, before[1:], before))
-        start = place.host_layers
+        start = place.bounds[0]
         host = table.embedding + layers[start] + experts[max(moved, start)] - experts[start]
         if sizes:
             sizes[-1] += table.tail
@@ -167,7 +167,7 @@ class Allocation:
 
     def copied(self, quantization: str, place: Placement) -> int:
         """Bytes in the first GPU's compute buffer for weights that lie in host memory."""
-        if not place.host_experts and not place.host_layers:
+        if not place.host_experts and not place.bounds[0]:
             return 0
         key = (quantization, place)
         found = self._copies.get(key)
@@ -338,7 +338,10 @@ class Allocation:
         over, lent_expected, lent_high = -(1 << 62), 0, 0
         for row, expected, high in line or self._line(place, quantization, cache_type):
             limit, kept, kinds, state, doubt, _, _, carve_out, host, inputs = row
-            rest = sum(map(mul, kinds, cells)) + state * slots
+            if len(kinds) == 1:  # one kind of layer, as in most models
+                rest = kinds[0] * cells[0] + state * slots
+            else:
+                rest = sum(map(mul, kinds, cells)) + state * slots
             if inputs:
                 expected += rest + beside[1]
                 high += rest + beside[2]
