@@ -14,9 +14,10 @@ from enginekit.operations import Folder, open_reply
 from enginekit.types import UNSET, ChatRequest, CompletionRequest, Message, Reply, Sampling
 from tests.drivers.toy import Driver, drivers
 from tests.engines.ollama.test_loopback import recorded
+from tests.support import server as wire
 from tests.support.server import Server, json_reply
 
-LOAD, CHAT = "POST /api/generate", "POST /api/chat"
+LISTED, LOAD, CHAT = "GET /api/ps", "POST /api/generate", "POST /api/chat"
 HURRIED = Budgets(load=20.0, first_token=10.0)
 
 
@@ -30,7 +31,7 @@ def server(server: Server) -> Server:
     server.on("/api/generate", recorded("n_load_generate"))
     server.on("/api/chat", recorded("n_chat_stream"))
     server.on("/api/tags", recorded("n_tags"))
-    server.on("/api/ps", recorded("n_ps"))
+    server.on("/api/ps", json_reply({"models": []}))
     return server
 
 
@@ -57,8 +58,8 @@ def test_a_hurried_request_has_its_model_loaded_first(driver, server):
     """By the options of the request itself: another window would load the model again."""
     request = chat(context_window=2048, keep_alive=60, sampling=Sampling(temperature=0.0))
     assert ask(driver, server, request, HURRIED).text
-    assert server.paths() == [LOAD, CHAT]
-    load, real = (seen.json for seen in server.requests)
+    assert server.paths() == [LISTED, LOAD, CHAT]
+    load, real = (seen.json for seen in server.requests[1:])
     assert load == {
         "model": "llama3.1",
         "shift": False,
@@ -74,7 +75,7 @@ def test_a_completion_is_no_different(driver, server):
     server.on("/api/generate", recorded("n_load_generate"), recorded("n_generate_stream"))
     reply = ask(driver, server, CompletionRequest(model="llama3.1", prompt="Once"), HURRIED)
     assert reply.text
-    load, real = (seen.json for seen in server.requests)
+    load, real = (seen.json for seen in server.requests[1:])
     assert "prompt" not in load
     assert real["prompt"] == "Once"
 
@@ -92,7 +93,7 @@ def test_a_load_that_takes_too_long_is_said_to_be_one(driver, server):
         ask(driver, server, chat(), Budgets(load=0.2, first_token=0.1), max_retries=2)
     assert (caught.value.phase, caught.value.budget) == ("load", 0.2)
     assert "'load'" in (caught.value.hint or "")
-    assert server.paths() == [LOAD], "no prompt was sent"
+    assert server.paths() == [LISTED, LOAD], "no prompt was sent"
 
 
 def test_a_model_that_is_not_there_gets_no_prompt(driver, server):
@@ -107,15 +108,15 @@ def test_why_loading_failed_is_said_at_once(driver, server):
     server.on("/api/generate", recorded("broken/n_generate"))
     with pytest.raises(EngineFault, match=r"output_norm\.weight"):
         ask(driver, server, chat("broken"), HURRIED, max_retries=2)
-    assert server.paths() == [LOAD]
+    assert server.paths() == [LISTED, LOAD]
 
 
 @pytest.mark.parametrize("keep", [0, UNSET])
 def test_what_is_loaded_for_one_request_is_not_unloaded_before_it(driver, server, keep):
     """`keep_alive: 0` on an empty request means to unload."""
     ask(driver, server, chat(keep_alive=keep), HURRIED)
-    assert server.paths() == [LOAD, CHAT]
-    assert "keep_alive" not in server.requests[0].json
+    assert server.paths() == [LISTED, LOAD, CHAT]
+    assert "keep_alive" not in server.requests[1].json
 
 
 def test_a_cloud_model_is_loaded_elsewhere(driver, server):
@@ -129,4 +130,32 @@ def test_what_the_request_itself_will_be_told_is_left_to_it(driver, server):
     server.on("/api/chat", refusal)
     with pytest.raises(BadRequest, match="num_ctx"):
         ask(driver, server, chat(), HURRIED)
-    assert server.paths() == [LOAD, CHAT]
+    assert server.paths() == [LISTED, LOAD, CHAT]
+
+
+def loaded(window: int) -> wire.Reply:
+    item = {"name": "llama3.1:latest", "model": "llama3.1:latest", "context_length": window}
+    return json_reply({"models": [item]})
+
+
+def test_a_model_that_is_loaded_is_not_loaded_first(driver, server):
+    server.on("/api/ps", loaded(4096))
+    ask(driver, server, chat(), HURRIED)
+    ask(driver, server, chat(context_window=4096), HURRIED)
+    assert server.paths() == [LISTED, CHAT] * 2
+
+
+def test_another_window_is_another_load(driver, server):
+    server.on("/api/ps", loaded(4096))
+    ask(driver, server, chat(context_window=2048), HURRIED)
+    assert server.paths() == [LISTED, LOAD, CHAT]
+
+
+def test_a_server_that_lists_nothing_gets_the_prompt_as_often_as_was_allowed(driver, server):
+    """No load is waited for that nobody knows of: a short timeout stays short."""
+    server.on("/api/ps", wire.Reply(status=404))
+    server.on("/api/chat", recorded("n_chat_stream", cut=0, fault="silence"))
+    with pytest.raises(EngineTimeout) as caught:
+        ask(driver, server, chat(), Budgets(load=20.0, first_token=0.1), max_retries=2)
+    assert caught.value.phase == "first token"
+    assert server.paths() == [LISTED, CHAT, CHAT, CHAT]

@@ -43,6 +43,9 @@ from enginekit.types import (
     EmbedRequest,
 )
 
+LISTED: Final = 2.0
+"""Seconds to wait for the list of what is loaded, which a server that lives answers at once."""
+
 LOADING: Final = 600.0
 """Seconds a call may take that makes the server load a model."""
 
@@ -168,13 +171,13 @@ class Ollama(Engine):
         return True
 
     def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
-        """An empty request with the options of the real one: the runner it needs is loaded.
+        """Unless it is loaded, an empty request with the options of the real one, which loads it.
 
-        When it is loaded already this takes milliseconds. Raises EngineTimeout (phase `load`), and
-        why loading failed; what the real request will be told as well is left to it.
+        Raises EngineTimeout (phase `load`), and why loading failed; what the real request will be
+        told as well is left to it.
         """
         asked = encoded.call.json
-        if is_cloud(asked["model"]):
+        if is_cloud(asked["model"]) or (yield from self._loaded(asked)):
             return
         body: dict[str, Any] = {"model": asked["model"], "shift": False, "stream": False}
         if asked.get("options"):
@@ -198,6 +201,19 @@ class Ollama(Engine):
             ) from error
         except (BadRequest, MalformedReply, Unsupported):
             return
+
+    def _loaded(self, asked: Mapping[str, Any]) -> Operation[bool]:
+        """Whether the model is in memory with the window asked for, or nobody can tell."""
+        try:
+            running = yield from self._ask("GET", "/api/ps", timeout=LISTED)
+            items = _models(self, "/api/ps", running)
+        except EngineKitError:
+            return True
+        wanted, window = full_name(asked["model"]), (asked.get("options") or {}).get("num_ctx")
+        for item in items:
+            if full_name(str(item.get("name"))) == wanted:
+                return window is None or item.get("context_length", window) == window
+        return False
 
     def models(self) -> Operation[tuple[ModelCard, ...]]:
         """The installed models, those loaded marked."""
