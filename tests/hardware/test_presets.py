@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from enginekit.cli import main
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import known_by
 from enginekit.hardware import machine_from_dict, machine_from_file, preset, preset_names
+from enginekit.kit import planning
 
 GIB = 1024**3
 NAMES = preset_names()
@@ -167,7 +170,7 @@ def test_gib_and_gb_are_not_the_same():
     ("document", "said"),
     [
         ([], "must be a table of machine facts"),
-        ({"gpu": []}, "unknown field gpu; known here: name, gpus, cpu"),
+        ({"gpu": []}, "unknown field gpu; did you mean gpus. Known here: name, gpus, cpu"),
         ({"gpus": {}}, "gpus must be a list of tables"),
         ({"gpus": ["rtx4090"]}, r"gpus\[0\] must be a table"),
         ({"gpus": [{"name": "x"}]}, r"gpus\[0\].vendor is missing"),
@@ -262,3 +265,119 @@ def test_a_file_that_windows_redirected_is_read(tmp_path: Path, encoding: str):
     file = tmp_path / "machine.json"
     file.write_text(json.dumps(preset("rtx4090").to_dict()), encoding=encoding)
     assert machine_from_file(file) == preset("rtx4090")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"gpus": [{"vendor": "nvidia", "name": "RTX 4090"}]}', "memory.total_bytes is missing"),
+        ('{"memory": {}}', "memory.total_bytes is missing"),
+        ('{"gpus": [{"vendor": "nvidia", "name": "Voodoo 3"}], "memory": {"total_bytes": "64 GiB"}}', r"gpus\[0\].total_bytes is missing, and of 'Voodoo 3' no table knows"),
+        ('{"gpus": [{"vendor": "nvidia", "name": "A100 PCIe"}], "memory": {"total_bytes": "64 GiB"}}', r"gpus\[0\].total_bytes is missing.*have 40 or 80 GiB"),
+        ('{"gpus": [{"vendor": "nvidia", "name": "x", "total_bytes": 0}], "memory": {"total_bytes": "64 GiB"}}', r"gpus\[0\].total_bytes is 0 bytes"),
+        ('{"memory": {"total_bytes": 64}}', "memory.total_bytes is 64 bytes, which no device has"),
+        ('{"memory": {"total_bytes": "64 GiB", "available_bytes": "65 GiB"}}', "memory.available_bytes is 65.00 GiB, more than"),
+        ('{"gpus": [{"vendor": "amd", "name": "x", "total_bytes": "8 GiB", "free_bytes": "9 GiB"}], "memory": {"total_bytes": "64 GiB"}}', r"gpus\[0\].free_bytes is 9.00 GiB"),
+        ('{"gpus": [{"vendor": "amd", "name": "x", "index": 0, "total_bytes": "8 GiB"}, {"vendor": "amd", "name": "x", "index": 0, "total_bytes": "8 GiB"}], "memory": {"total_bytes": "64 GiB"}}', r"gpus\[1\].index is 0, which an earlier amd GPU has"),
+        ('{"memory": {"total_bytes": "64 GiB"}, "memory": {}}', "the key 'memory' occurs twice"),
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ('{"memory": {"ram": "64 GiB"}}', "unknown field memory.ram"),
+        ('{"gpus": [{"vendor": "amd", "name": "x", "indx": 0}]}', "did you mean index"),
+        ('{"gpus": [{"vendor": "amd", "name": "x", "vram": "8 GiB"}]}', "did you mean total_bytes"),
+        ('{"gpu": []}', "did you mean gpus"),
+    ],
+)  # fmt: skip
+def test_a_file_that_leaves_out_or_mistakes_a_size_is_no_machine(
+    tmp_path: Path, content: str, said: str
+):
+    """A plan for "0 bytes", or without the GPU that was meant, would look like an answer."""
+    file = tmp_path / "box.json"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        machine_from_file(file)
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_yaml_is_said_not_to_be_read(tmp_path: Path):
+    file = tmp_path / "box.yaml"
+    file.write_text("gpus: []")
+    with pytest.raises(ConfigError, match="YAML is not read"):
+        machine_from_file(file)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected", "how"),
+    [
+        (
+            {"vendor": "nvidia", "name": "RTX 4090"},
+            preset("rtx4090").gpus[0].total_bytes,
+            "table: GeForce RTX 4090",
+        ),
+        (
+            {"vendor": "nvidia", "name": "NVIDIA A100 80GB PCIe"},
+            81920 * 2**20,
+            "table: A100 PCIe 80 GB",
+        ),
+    ],
+)
+def test_a_card_of_one_size_needs_none(
+    tmp_path: Path, gpu: dict[str, str], expected: int, how: str
+):
+    file = tmp_path / "box.json"
+    file.write_text(json.dumps({"gpus": [gpu], "memory": {"total_bytes": "64 GiB"}}))
+    machine = machine_from_file(file)
+    assert machine.gpus[0].total_bytes == expected
+    assert machine.gpus[0].how["total_bytes"].startswith(how)
+    assert machine.name == "box.json"
+
+
+def test_parts_that_share_memory_get_what_their_system_lends_by_default(tmp_path: Path):
+    file = tmp_path / "box.json"
+    for gpu, share in (
+        ({"vendor": "apple", "name": "Apple M3 Max"}, 3 / 4),
+        ({"vendor": "amd", "name": "Radeon 8060S", "unified": {"kind": "amd-apu"}}, 1 / 2),
+    ):
+        file.write_text(json.dumps({"gpus": [gpu], "memory": {"total_bytes": "128 GiB"}}))
+        machine = machine_from_file(file)
+        assert machine.gpu_capacity_bytes(machine.gpus[0]) == int(share * 128 * 2**30)
+
+
+def test_what_probes_could_not_read_is_left_out_of_plans_with_that_reason(tmp_path: Path):
+    """Another computer's `doctor --json` is taken as it is, a GPU without a size too."""
+    document = {
+        "machine": {
+            "gpus": [{"index": 0, "vendor": "nvidia", "name": "Voodoo 3"}],
+            "memory": {"total_bytes": 64 * 2**30},
+            "probes": [{"name": "nvidia", "outcome": "ok", "detail": "1 device"}],
+        },
+        "engines": [],
+    }
+    file = tmp_path / "box.json"
+    file.write_text(json.dumps(document))
+    machine = machine_from_file(file)
+    assert machine.to_dict() == document["machine"] | {"name": "box.json"}
+    made = planning.plan("qwen3-8b", hardware=machine)
+    assert made.where == "CPU"
+    assert "Voodoo 3: how much memory it has is not known" in made.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("/no/such/box", "No such file"), (".", "no hardware preset|Is a directory"), ("x" * 5000, "no hardware preset"), ("a\0b", "no hardware preset")],
+)  # fmt: skip
+def test_any_text_as_hardware_is_a_machine_or_an_error_of_ours(name: str, said: str):
+    with pytest.raises(ConfigError, match=said):
+        planning.machine_of(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_machine_may_come_through_a_pipe(tmp_path: Path):
+    """`--hardware <(ssh box enginekit doctor --json)`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    content = json.dumps({"machine": preset("rtx4090").to_dict()})
+    writer = threading.Thread(target=pipe.write_text, args=(content,), daemon=True)
+    writer.start()
+    assert planning.machine_of(str(pipe)) == preset("rtx4090")
+    writer.join()

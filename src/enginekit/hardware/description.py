@@ -14,15 +14,16 @@
     [memory]
     total_bytes = "256 GiB"
 
-Every field is optional but a GPU's `vendor` and `name`. A field that counts bytes takes a whole
-number or a text with a binary unit (`KiB`, `MiB`, `GiB`, `TiB`) or a decimal one (`MB`, `GB`,
-`TB`, powers of 1000); a rate takes `GB/s`. What a data sheet knows (bandwidth, compute capability,
-FP16 rate) is filled in from the table if the file leaves it out. `count = 4` in a `[[gpus]]` table
-repeats it.
+A file must say how much memory the computer has, and `vendor` and `name` of each GPU; all else is
+optional. A field that counts bytes takes a whole number or a text with a binary unit (`KiB`, `MiB`,
+`GiB`, `TiB`) or a decimal one (`MB`, `GB`, `TB`, powers of 1000); a rate takes `GB/s`. What a data
+sheet knows (bandwidth, compute capability, FP16 rate, and a size that all cards of the name have) is
+filled in from the table if the file leaves it out. `count = 4` in a `[[gpus]]` table repeats it.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
@@ -33,8 +34,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from enginekit.errors import ConfigError
+from enginekit.errors import ConfigError, describe_choices
 from enginekit.facts.machine import Gpu, Machine
+from enginekit.hardware._sound import of_doctor, sound, unique
 from enginekit.hardware.tables import apple_row, gpu_row
 
 _LARGEST_FILE = 4 * 1024 * 1024
@@ -49,10 +51,11 @@ _UNITS = {
 def machine_from_file(path: str | Path) -> Machine:
     """The machine that a JSON or TOML file describes (`--hardware FILE`).
 
-    What `enginekit doctor --json` printed is such a file.
+    What `enginekit doctor --json` printed is such a file. A machine without a name gets the file's.
 
     Raises:
-        ConfigError: the file cannot be read or is malformed; names the file and the field.
+        ConfigError: the file cannot be read, is malformed, or leaves out a size that a plan needs;
+            names the file and the field.
     """
     file = Path(path)
     try:
@@ -62,24 +65,25 @@ def machine_from_file(path: str | Path) -> Machine:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from error
     if len(raw) > _LARGEST_FILE:
         raise ConfigError(f"{file}: larger than 4 MiB; that is no description of a machine")
+    if not raw.strip():
+        raise ConfigError(
+            f"{file}: is empty",
+            hint="enginekit doctor --json > FILE    (writes the computer that it runs on)",
+        )
     try:
         if file.suffix == ".toml":
             document = tomllib.loads(raw.decode("utf-8-sig"))
         else:
-            document = json.loads(raw)  # any UTF, with its mark: PowerShell redirects in UTF-16
+            # Any UTF, with its mark: PowerShell redirects in UTF-16.
+            document = json.loads(raw, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         kind = "TOML" if file.suffix == ".toml" else "JSON (a TOML file must end in .toml)"
-        raise ConfigError(f"{file}: not valid {kind}: {error}") from error
-    if isinstance(document, dict) and isinstance(document.get("machine"), dict):
-        # What `enginekit doctor --json` printed on another computer.
-        document = document["machine"]
-    machine = machine_from_dict(document, origin=str(file))
-    if not machine.gpus and machine.memory.limit_bytes is None:
-        raise ConfigError(
-            f"{file}: memory.total_bytes is missing, and there are no gpus",
-            hint="enginekit doctor --json > FILE    (writes the computer that it runs on)",
-        )
-    return machine
+        yaml = "; YAML is not read" if file.suffix in (".yaml", ".yml") else ""
+        raise ConfigError(f"{file}: not valid {kind}{yaml}: {error}") from error
+    machine = machine_from_dict(of_doctor(document), origin=str(file))
+    if not machine.name:
+        machine = replace(machine, name=file.name)
+    return sound(machine, str(file))
 
 
 def machine_from_dict(document: object, *, origin: str = "description") -> Machine:
@@ -161,8 +165,11 @@ def _build(cls: Any, document: object, origin: str, where: str) -> Any:
     known = {item.name: item for item in fields(cls)}
     for key in document:
         if key not in known:
+            near = _meant(str(key), tuple(known))
             raise ConfigError(
-                f"{origin}: unknown field {_path(where, str(key))}; known here: {', '.join(known)}"
+                f"{origin}: unknown field {_path(where, str(key))}; "
+                + (f"did you mean {near}? Known" if near else "known")
+                + f" here: {', '.join(known)}"
             )
     hints = _hints(cls)
     values = {
@@ -174,6 +181,20 @@ def _build(cls: Any, document: object, origin: str, where: str) -> Any:
         if name not in values and item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(f"{origin}: {_path(where, name)} is missing")
     return cls(**values)
+
+
+_OTHER_WORDS = {"vram": "total_bytes", "ram": "memory", "size": "total_bytes", "total": "total_bytes",
+                "free": "free_bytes", "bandwidth": "bandwidth_bytes_per_second",
+                "cores": "physical_cores", "threads": "logical_cores"}  # fmt: skip
+
+
+def _meant(key: str, known: tuple[str, ...]) -> str:
+    """The field that an unknown key most likely stands for, or ""."""
+    bare = re.sub(r"_?(bytes|gi?b|mi?b)$", "", key.lower())
+    if _OTHER_WORDS.get(bare) in known:
+        return _OTHER_WORDS[bare]
+    near = describe_choices(known, key, 1)
+    return near[0] if near and difflib.SequenceMatcher(None, near[0], key).ratio() > 0.6 else ""
 
 
 def _value(hint: Any, value: object, origin: str, where: str) -> Any:

@@ -139,6 +139,11 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
     )
 
 
+def gpu_rows_of(vendor: str, name: str) -> tuple[GpuRow, ...]:
+    """All cards of a name: those that were sold with different amounts of memory have a row each."""
+    return _by_match().get((vendor, normalised(name)), ())
+
+
 def board_row(board: str) -> GpuRow | None:
     """The module inside a named developer kit (`NVIDIA Jetson Orin Nano Developer Kit Super`)."""
     wanted = normalised(board)

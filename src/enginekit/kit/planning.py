@@ -139,7 +139,10 @@ def machine_of(hardware: str | os.PathLike[str] | None) -> Machine:
     if hardware is None:
         return looking.detect()
     name = os.fspath(hardware)
-    if not isinstance(hardware, str) or name.endswith((".json", ".toml")) or Path(name).is_file():
+    # A pipe is a file too: --hardware <(ssh other enginekit doctor --json). os.path.exists takes
+    # any text, where a Path raises for one that is too long.
+    written = name.endswith((".json", ".toml", ".yaml", ".yml")) or os.sep in name
+    if not isinstance(hardware, str) or written or os.path.exists(name):
         return looking.machine_from_file(name)
     return looking.preset(name)
 

@@ -74,6 +74,8 @@ def devices(machine: Machine, policy: Policy) -> Devices:
     excluded: list[str] = []
     for gpu in machine.gpus:
         why = _why_not(gpu, policy)
+        if not why and not machine.gpu_capacity_bytes(gpu) and not machine.gpu_free_bytes(gpu):
+            why = "how much memory it has is not known"
         if why:
             excluded.append(f"{gpu.name}: {why}")
             continue
