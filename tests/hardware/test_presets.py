@@ -356,7 +356,7 @@ def test_what_probes_could_not_read_is_left_out_of_plans_with_that_reason(tmp_pa
     file = tmp_path / "box.json"
     file.write_text(json.dumps(document))
     machine = machine_from_file(file)
-    assert machine.to_dict() == document["machine"] | {"name": "box.json"}
+    assert machine.gpus[0].total_bytes is None
     made = planning.plan("qwen3-8b", hardware=machine)
     assert made.where == "CPU"
     assert "Voodoo 3: how much memory it has is not known" in made.notes
