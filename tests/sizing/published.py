@@ -239,12 +239,13 @@ def _vllm(line: dict[str, str]) -> Row:
     model, label = spec(line["model"]), line["quantization"]
     tensor, length = int(line["tensor"]), int(line["length"] or 4096)
     pairs: list[Pair] = []
-    if "text only" in line["note"]:  # --language-model-only
-        model = replace(model, tower_params=0)
-    sizer, place = _pooling(line, model, tensor)
+    images = "text only" not in line["note"]  # --language-model-only
+    sizer, place = _pooling(line, model, tensor, images=images)
     fixed = sizer.fixed(Setting(label, length, 1, line["cache_type"]), place)
     if line["loaded"]:
-        low, expected, high = (size / GIB for size in fixed.weights)
+        low, expected, high = (
+            (size + tower) / GIB for size, tower in zip(fixed.weights, fixed.projector, strict=True)
+        )
         pairs.append(Pair("weights", float(line["loaded"]), expected, low, high, 0.005))
     if line["activation"]:
         low, expected, high = (size / GIB for size in fixed.compute)
@@ -278,7 +279,9 @@ def _vllm(line: dict[str, str]) -> Row:
     )  # fmt: skip
 
 
-def _pooling(line: dict[str, str], model: ModelSpec, tensor: int) -> tuple[Pooling, Shards]:
+def _pooling(
+    line: dict[str, str], model: ModelSpec, tensor: int, *, images: bool
+) -> tuple[Pooling, Shards]:
     total = int(float(line["total"] or 80) * GIB)
     machine = Machine(
         gpus=tuple(
@@ -294,5 +297,5 @@ def _pooling(line: dict[str, str], model: ModelSpec, tensor: int) -> tuple[Pooli
         memory=Memory(total_bytes=512 * GIB, available_bytes=500 * GIB),
     )
     rows = int(line["sequences"]) if line["sequences"] else None
-    sizer = Pooling(model, PAGED, devices(machine, PAGED), sequences=rows)
+    sizer = Pooling(model, PAGED, devices(machine, PAGED), sequences=rows, images=images)
     return sizer, Shards(sizer.devices.gpus[:tensor], tensor, 1)

@@ -178,17 +178,17 @@ def test_mlc_compiles_smaller_chunks_for_models_that_plan_every_logit() -> None:
 def test_the_part_that_sees_loads_with_the_checkpoint(policy: Policy) -> None:
     """Gemma 4 26B is 48.07 GiB on disk, 1.07 of them the vision tower; MLC compiles text alone."""
     spec = describe("gemma4-26b-a4b")
-    blind = replace(spec, tower_params=0)
-    label = "q4f16_1" if policy is COMPILED else "bf16"
-    sizes = []
-    for each in (spec, blind):
-        sizer = Pooling(each, policy, devices(machine(80), policy))
-        place = Shards(sizer.devices.gpus[:1], 1, 1)
-        sizes.append(sizer.fixed(Setting(label, 4096, 1, "auto"), place).weights[1])
+    setting = Setting("q4f16_1" if policy is COMPILED else "bf16", 4096, 1, "auto")
     seen = 0 if policy is COMPILED else 2 * spec.tower_params
-    assert sizes[0] - sizes[1] == seen
-    if policy is PAGED:
-        assert round(sizes[0] / GIB, 2) == 48.07
+    for images, size in ((True, seen), (False, 0)):
+        sizer = Pooling(spec, policy, devices(machine(80), policy), images=images)
+        fixed = sizer.fixed(setting, Shards(sizer.devices.gpus[:1], 1, 1))
+        assert fixed.projector == (size, size, size)
+        blind = Pooling(replace(spec, tower_params=0), policy, sizer.devices)
+        bare = blind.fixed(setting, Shards(sizer.devices.gpus[:1], 1, 1))
+        assert fixed.total(1) - bare.total(1) == size
+        if policy is PAGED and images:
+            assert round((fixed.weights[1] + size) / GIB, 2) == 48.07
 
 
 @pytest.mark.parametrize(

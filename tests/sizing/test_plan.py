@@ -345,11 +345,3 @@ def test_what_does_not_fit_has_no_speed() -> None:
     assert found.speed.decode is None
     assert found.speed.prefill is None
     assert found.speed.reason == "it does not fit"
-
-
-def test_a_model_that_sees_says_what_its_images_need_where_they_are_not_counted():
-    def said(policy: Policy) -> str:
-        return " ".join(plan(describe("qwen3-vl-8b"), preset("rtx4090"), policy=policy).notes)
-
-    assert "images need about 1.1 GiB more" in said(CONTEXT)
-    assert "images need" not in said(PAGED)

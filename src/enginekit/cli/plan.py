@@ -26,7 +26,7 @@ _LABEL = 12
 """Columns before a bar."""
 _GIB = 2**30
 _MIB = 2**20
-_MARKS = {"weights": "#", "cache": "=", "state": "=", "compute": "+", "projector": "+",
+_MARKS = {"weights": "#", "cache": "=", "state": "=", "compute": "+", "projector": "@",
           "runtime": "-"}  # fmt: skip
 _LEGEND = "# weights  = cache  + compute  - runtime  : margin  . free  ! missing"
 _VERDICTS = {"fits": "fits", "tight": "is tight", "no": "does not fit"}
@@ -44,6 +44,7 @@ def plan(
     cache: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
+    images: bool | None = None,
     measure: Annotated[bool, Parameter(negative=())] = False,
     json: bool = False,
     html: Path | None = None,
@@ -72,6 +73,9 @@ def plan(
         Micro-batch of llama.cpp.
     sequences
         Most sequences of an engine that sets a pool aside (vLLM's max_num_seqs).
+    images
+        Whether a model that sees or hears loads what it does so with (llama.cpp's projector); else
+        as the engine does by itself.
     measure
         Load the model on the embedded engine, show what it took beside the plan, and let later
         plans for models of the same architecture be corrected by it.
@@ -87,6 +91,7 @@ def plan(
         "cache_type": cache,
         "ubatch": ubatch,
         "sequences": sequences,
+        "images": images,
     }
     taken: Measured | None = None
     if measure:
@@ -118,6 +123,8 @@ def _measure(
     if settings["engine"] not in (None, ENGINE):
         elsewhere["--engine"] = settings["engine"]
     given = [name for name, value in elsewhere.items() if value is not None]
+    if settings["images"]:
+        given.append("--images")
     if given:
         raise ConfigError(
             f"--measure loads the model's own file on this computer's {ENGINE} engine; "
@@ -195,7 +202,10 @@ def render(made: Plan, width: int = WIDTH) -> list[str]:
     ]
     if made.devices:
         lines += [*_table(made, width), "", *_bars(made, width)]
-        lines += [*textwrap.wrap(_LEGEND, width), ""]
+        legend = _LEGEND
+        if any("projector" in device.terms for device in made.devices):
+            legend = legend.replace("  - ", "  @ projector  - ")
+        lines += [*textwrap.wrap(legend, width), ""]
         facts += [("decides", made.binding), ("split", made.split)]
     else:
         facts.append(("because", made.binding))

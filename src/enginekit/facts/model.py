@@ -231,6 +231,11 @@ class ModelSpec:
     mtp_bytes: int = 0
     projector_bytes: int = 0
     """Bytes of the vision or audio part that loads beside the text model."""
+    projector_file: str = ""
+    """Where that part is a file beside a local model: its path."""
+    projector_types: tuple[str, ...] = ()
+    """Element types of the projector files in the GGUF repository, in the order of its listing;
+    empty: 16 bits only."""
     tower_params: int = 0
     """Parameters of that part in the publisher's checkpoint, where no file has been seen."""
 

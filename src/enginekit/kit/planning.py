@@ -37,6 +37,7 @@ def plan(
     sequences: int | None = None,
     flash: bool = True,
     eager: bool = False,
+    images: bool | None = None,
     calibrated: bool = True,
 ) -> Plan:
     """Say whether and how a model runs on a machine under an engine.
@@ -57,6 +58,9 @@ def plan(
         sequences: `max_num_seqs` of pool engines.
         flash: whether flash attention is on.
         eager: without CUDA graphs.
+        images: whether a model that sees or hears loads what it does so with; None: whether the
+            engine does by itself. The embedded one does not: it is started with the model's own
+            file alone.
         calibrated: let loads measured on this computer (`enginekit plan --measure`) correct the plan.
 
     Raises:
@@ -92,6 +96,7 @@ def plan(
             sequences=sequences,
             flash=flash,
             eager=eager,
+            images=name not in registry.LAUNCHED if images is None else images,
             calibration=calibration,
             source=source,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
@@ -13,6 +13,7 @@ from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.outcome import Fix, Verdict
 from enginekit.sizing.policy import GIB
 from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.projector import sees, weights
 from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
 from enginekit.sizing.split import Placement, largest, layered
 from enginekit.sizing.weights import typical_bits
@@ -48,6 +49,7 @@ def fixes(
     def fits(tried: Setting) -> bool:
         return excess(sizer, tried, place) <= 0
 
+    found += _without_images(sizer, setting, place)
     found += _fewer_sequences(sizer, setting, place)
     for kind in sizer.policy.cache_types:
         if kind == setting.cache_type or not fits(setting._replace(cache_type=kind)):
@@ -72,6 +74,8 @@ def fixes(
             found.append(_offload(sizer, offloaded))
     if not found and verdict != "fits":
         found += _together(sizer, setting, place)
+        if not found and _switch(sizer, setting):
+            found += _together(sizer.text_only(), setting, place, "no images")
     if not found:
         found += _more_gpus(sizer, setting)
     return tuple(found)
@@ -93,6 +97,20 @@ def _window(sizer: Sizer, context: int, users: int) -> str:
 
 def _fix(change: str, cost: str, flags: str, sizer: Sizer, place: Place) -> Fix:
     return Fix(change=change, cost=cost, flags=flags, where=sizer.where(place))  # type: ignore[arg-type]
+
+
+def _switch(sizer: Sizer, setting: Setting) -> str:
+    """The flag that leaves out what sees, if it is loaded and there is one."""
+    loaded = sizer.projector(setting.quantization)[2]
+    return sizer.policy.flags.get("text_only", "") if loaded else ""
+
+
+def _without_images(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    switch = _switch(sizer, setting)
+    if not switch or excess(sizer.text_only(), setting, place) > 0:
+        return []
+    saved = sizer.projector(setting.quantization)[1] / GIB
+    return [_fix("text only", f"no images; saves {saved:.1f} GiB", switch, sizer, place)]
 
 
 def _fewer_sequences(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
@@ -157,7 +175,7 @@ def _offload(sizer: Allocation, place: Placement) -> Fix:
     return Fix(change=change, cost="several times slower", flags=flag, where=sizer.where(place))
 
 
-def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+def _together(sizer: Sizer, setting: Setting, place: Place, also: str = "") -> list[Fix]:
     kind = sizer.policy.cache_types[min(1, len(sizer.policy.cache_types) - 1)]
     for name in sizer.policy.ladder:
         if bits(name) > bits(setting.quantization):
@@ -173,6 +191,8 @@ def _together(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
                 parts = [name, f"{kind} cache", f"context {tried.context}"]
                 if users != setting.users:
                     parts.append("1 user")
+                if also:
+                    parts.append(also)
                 return [_fix(" + ".join(parts), "all of these", "", sizer, place)]
     return []
 
@@ -224,6 +244,8 @@ def command(
             parts.append(
                 flags.get("all_layers", "") if whole else _flag(flags, "layers", str(kept))
             )
+        if sizer.devices.gpus and not place.gpus and sizer.projector(setting.quantization)[2]:
+            parts.append(flags.get("host_projector", ""))
         if sizer.ubatch != policy.ubatch:
             parts.append(_flag(flags, "ubatch", str(sizer.ubatch)))
     else:
@@ -238,6 +260,10 @@ def command(
         parts.append(_utilization(sizer, place))
     if setting.cache_type != policy.cache_types[0]:
         parts.append(_flag(flags, "cache_type", setting.cache_type))
+    if not sizer.images and sees(model, policy):
+        parts.append(flags.get("text_only", ""))
+    elif source and model.projector_file and sizer.images:
+        parts.append(_flag(flags, "projector", model.projector_file))
     words = [part for part in parts if part]
     environment = [word for word in words if word.split("=")[0].isupper()]
     rest = [word for word in words if word not in environment]
@@ -281,15 +307,23 @@ def notes(
     shm = machine.memory.shm_bytes
     if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:
         said.append("shared memory is under 1 GiB: start the container with --ipc=host")
-    if model.projector_bytes:
-        said.append("the image projector is counted")
-    elif model.tower_params and isinstance(sizer, Allocation):
-        said.append(
-            f"for text only: images need about {2 * model.tower_params / GIB:.1f} GiB more, and up "
-            "to 0.8 GiB while they are read (llama.cpp loads them unless told --no-mmproj)"
-        )
+    said += _images(sizer, setting, model)
     if sizer.calibration.sentence:
         said.append(sizer.calibration.sentence)
     # The layout is said above, in the words of a plan.
     said.extend(note for note in model.notes if not note.startswith("unknown attention layout"))
     return tuple(dict.fromkeys(said))
+
+
+def _images(sizer: Sizer, setting: Setting, model: ModelSpec) -> Iterator[str]:
+    """Whether what sees is counted, and how to have it the other way."""
+    size = weights(model, sizer.policy, setting.quantization) / GIB
+    switch = sizer.policy.flags.get("text_only", "")
+    if sizer.projector(setting.quantization)[2]:
+        yield f"images are counted: a projector of {size:.2f} GiB and its working memory" + (
+            f"; {switch} leaves them out" if switch else ""
+        )
+    elif size:
+        yield f"for text only: images would need a projector of {size:.2f} GiB and working memory"
+    elif model.capabilities.vision and sizer.policy.images == "file":
+        yield "the projector's size is not known: images need more than is counted here"

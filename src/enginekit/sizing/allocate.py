@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from copy import copy as clone
 from operator import mul, sub
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from enginekit.sizing.calibration import NONE
 from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
 from enginekit.sizing.offload import copied
 from enginekit.sizing.outcome import Where
-from enginekit.sizing.policy import MIB, Policy, Triple
+from enginekit.sizing.policy import Policy, Triple
+from enginekit.sizing.projector import NOTHING, held_by, projector
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
 from enginekit.sizing.tables import (
     CacheTable,
@@ -24,9 +26,6 @@ from enginekit.sizing.tables import (
     stream,
     weight_table,
 )
-
-_ENCODER: Triple = (100 * MIB, 400 * MIB, 800 * MIB)
-"""Working memory of an image encoder beside its weights."""
 
 _COMPUTE_LOW = 0.85
 """CUDA builds stay up to 15 per cent below the closed form, which was measured on CPU."""
@@ -66,9 +65,6 @@ class Needs(NamedTuple):
         return fixed + self.compute[2] + self.projector[2] + self.runtime[2]
 
 
-_NOTHING: Triple = (0, 0, 0)
-
-
 class _Row(NamedTuple):
     """One device of a placement with everything that does not depend on context and slots."""
 
@@ -81,7 +77,7 @@ class _Row(NamedTuple):
     doubt: float
     """Bytes per token that an unknown layout may need beyond `cells`."""
     expected: int
-    """Projector and runtime."""
+    """Of the runtime."""
     high: int
     carve_out: int
     """-1 for a device with memory of its own."""
@@ -113,8 +109,17 @@ class Allocation:
     and what depends on context, slots and cache type are kept apart and remembered.
     """
 
-    def __init__(self, spec: ModelSpec, policy: Policy, devices: Devices, ubatch: int) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        policy: Policy,
+        devices: Devices,
+        ubatch: int,
+        *,
+        images: bool = True,
+    ) -> None:
         self.spec, self.policy, self.devices, self.ubatch = spec, policy, devices, ubatch
+        self.images = images
         self.n = max(spec.n_layers, 1)
         self.sized = bool(spec.layers)
         self.flash = True
@@ -125,7 +130,7 @@ class Allocation:
         self._rows: dict[tuple[tuple[int, ...], str], tuple[_Row, ...]] = {}
         self._alike: dict[tuple[tuple[int, ...], str], list[tuple[_Row, list[int]]]] = {}
         self._lines: dict[tuple[Placement, str, str], list[_Line]] = {}
-        self._needs: dict[tuple[tuple[int, ...], int, int, str, int], tuple[Needs, ...]] = {}
+        self._needs: dict[tuple[tuple[int, ...], int, int, str, int, int], tuple[Needs, ...]] = {}
         self._wholes: list[Placement] = []
         self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
         self._runtimes: dict[str, Triple] = {}
@@ -177,30 +182,35 @@ class Allocation:
 
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
-        copy = self.copied(setting.quantization, place)
-        key = (place.bounds, setting.context, setting.users, setting.cache_type, copy)
+        copy, image = self.copied(setting.quantization, place), self.projector(setting.quantization)
+        key = (place.bounds, setting.context, setting.users, setting.cache_type, copy, image[1])
         found = self._needs.get(key)
         if found is not None:
             return found
         load = self._load(setting.context, setting.users, place.copies)
-        buffer, projector = load.buffer, self._projector()
+        images = [NOTHING] * (len(place.gpus) + 1)
+        images[held_by(place, self.policy)] = image
+        buffer = load.buffer
         buffer = (buffer[0], buffer[1] + copy, buffer[2] + copy)
         needs = []
-        for device, row in zip(
-            (*place.gpus, self.devices.host), self.rows(place, setting.cache_type), strict=True
+        for own, row, seen in zip(
+            (*place.gpus, self.devices.host),
+            self.rows(place, setting.cache_type),
+            images,
+            strict=True,
         ):
             needs.append(
                 Needs(
-                    device=device,
+                    device=own,
                     attention=sum(map(mul, row.cells, load.cells)),
                     doubt=int(row.doubt * load.context),
                     state=row.state * setting.users,
                     compute=load.beside if row.beside else buffer,
-                    projector=projector,
-                    runtime=self._runtime(device),
+                    projector=seen,
+                    runtime=self._runtime(own),
                 )
             )
-            projector, buffer = _NOTHING, load.buffer
+            buffer = load.buffer
         found = self._needs[key] = tuple(needs)
         return found
 
@@ -245,7 +255,7 @@ class Allocation:
         found = self._rows.get(key)
         if found is not None:
             return found
-        cache, image = self.cache(cache_type), self._projector()
+        cache = self.cache(cache_type)
         parts = [*place.parts, (0, place.host_layers)]
         rows = []
         for device, part in zip((*place.gpus, self.devices.host), parts, strict=True):
@@ -258,14 +268,13 @@ class Allocation:
                     tuple([sums[last] - sums[first] for _, sums in cache.windows]),
                     cache.state[last] - cache.state[first],
                     0.0 if cache.known else cache.doubtful(first, last),
-                    image[1] + runtime[1],
-                    image[2] + runtime[2],
+                    runtime[1],
+                    runtime[2],
                     device.carve_out if device.shared and not host else -1,
                     host,
                     host and bool(place.gpus) and not place.host_layers,
                 )
             )
-            image = _NOTHING
         found = self._rows[key] = tuple(rows)
         return found
 
@@ -298,6 +307,11 @@ class Allocation:
             # Beside the weights of the first GPU, not multiplied by their doubt.
             sizes[0] += copy
             wide[0] += copy
+        if self.images:
+            _, expected, most = self.projector(quantization)
+            at = held_by(place, self.policy)
+            sizes[at] += expected
+            wide[at] += most
         found = []
         for row, numbers in self._kinds(place, cache_type):
             if len(numbers) == 1:
@@ -312,16 +326,20 @@ class Allocation:
     def _runtime(self, device: Device) -> Triple:
         found = self._runtimes.get(device.backend)
         if found is None:
-            found = self.policy.runtime.get(device.backend, _NOTHING)
+            found = self.policy.runtime.get(device.backend, NOTHING)
             found = self._runtimes[device.backend] = self.calibration.scaled("runtime", found)
         return found
 
-    def _projector(self) -> Triple:
-        size = self.spec.projector_bytes
-        if not size:
-            return _NOTHING
-        low, expected, high = _ENCODER
-        return size + low, size + expected, size + high
+    def projector(self, quantization: str) -> Triple:
+        """Weights and working memory of what sees, beside text models of this quantization."""
+        return projector(self.spec, self.policy, quantization) if self.images else NOTHING
+
+    def text_only(self) -> Allocation:
+        """The same without what sees; what does not depend on it stays shared."""
+        found = clone(self)
+        found.images = False
+        found._lines, found._needs, found._offloaded = {}, {}, {}
+        return found
 
     def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:
         """Bytes by which the tightest device is over; 0 or less when everything has its place.

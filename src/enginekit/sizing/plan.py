@@ -45,6 +45,7 @@ def plan(
     sequences: int | None = None,
     flash: bool = True,
     eager: bool = False,
+    images: bool = True,
     calibration: Calibration | None = None,
     source: str = "",
 ) -> Plan:
@@ -62,6 +63,8 @@ def plan(
         sequences: `max_num_seqs` of pool engines; None: the engine's default for the GPU.
         flash: whether flash attention is on.
         eager: no CUDA graphs.
+        images: whether a model that sees or hears loads what it does so with, as the engine does
+            by itself; False plans for text alone, and the command says so.
         calibration: measured loads that correct the estimate of the same engine and architecture.
         source: the local file or folder that the command line should name.
 
@@ -75,11 +78,13 @@ def plan(
     types = policy.cache_types
     setting = Setting(quantization, context or 0, users, cache_type or types[0])
     if policy.allocation == "allocate":
-        sizer: Allocation | Pooling = Allocation(model, policy, found, ubatch or policy.ubatch)
+        sizer: Allocation | Pooling = Allocation(
+            model, policy, found, ubatch or policy.ubatch, images=images
+        )
         assert isinstance(sizer, Allocation)
         sizer.flash = flash
     else:
-        sizer = Pooling(model, policy, found, sequences=sequences, eager=eager)
+        sizer = Pooling(model, policy, found, sequences=sequences, eager=eager, images=images)
     if calibration is not None:
         sizer.calibration = calibration
     setting, why, best = _with_context(sizer, setting, model, context)

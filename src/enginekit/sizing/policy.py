@@ -59,6 +59,13 @@ class Policy:
     """What an automatic context is never shrunk below."""
     offload: bool = False
     """Whether layers or experts may stay in host memory."""
+    images: Literal["file", "checkpoint", "none"] = "none"
+    """What a model that sees loads beside its text: a projector file, the rest of the publisher's
+    checkpoint in 16 bits, or nothing."""
+    towers: frozenset[str] = frozenset()
+    """Architectures that are loaded with what sees although `images` is `none`."""
+    projector_follows: bool = False
+    """Whether the projector goes to host memory once a layer does."""
     split: Literal["layers", "tensor"] = "layers"
     cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
     """Cache element types, most exact first."""
@@ -130,6 +137,7 @@ CONTEXT: Final = Policy(
     runtime=_LLAMACPP_RUNTIME,
     margin=1024 * MIB,  # --fit-target
     offload=True,
+    images="file",
     command="llama-server {model}",
     names="gguf",
     file_option="-m {}",
@@ -143,6 +151,9 @@ CONTEXT: Final = Policy(
         "host_experts": "-ngl 99 --n-cpu-moe {}",
         "devices": "-dev {}",
         "ubatch": "-ub {}",
+        "text_only": "--no-mmproj",
+        "projector": "--mmproj {}",
+        "host_projector": "--no-mmproj-offload",
     },
 )
 """llama.cpp (build b11434): the default `--fit-target` leaves 1024 MiB on each device."""
@@ -157,6 +168,8 @@ TIERED: Final = Policy(
     # The 457 MiB (512 on Metal) that Ollama keeps per GPU are for the runtime context.
     runtime={**_LLAMACPP_RUNTIME, "cuda": _mib(300, 457, 750), "metal": _mib(64, 512, 512)},
     offload=True,
+    images="file",
+    projector_follows=True,
     context_tiers=((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096)),
     # The environment is the server's; `ollama run` takes names, and a file only by a Modelfile.
     command="ollama serve  # then: {model}",
@@ -180,6 +193,7 @@ PAGED: Final = Policy(
     default_quantization="bf16",
     backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
     cpu_note="the CPU build is a different wheel",
+    images="checkpoint",
     runtime={
         "cuda": _mib(120, 140, 400),
         "rocm": _mib(120, 300, 600),
@@ -211,6 +225,7 @@ PAGED: Final = Policy(
         "tensor": "--tensor-parallel-size {}",
         "pipeline": "--pipeline-parallel-size {}",
         "utilization": "--gpu-memory-utilization {}",
+        "text_only": "--language-model-only",
     },
 )
 """vLLM (0.32): 92 per cent of each GPU; profiling run and CUDA graphs counted inside."""
@@ -223,6 +238,7 @@ WARMED: Final = Policy(
     default_quantization="bf16",
     backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
     cpu=False,
+    images="checkpoint",
     runtime={"cuda": _mib(300, 500, 800), "rocm": _mib(300, 500, 900), "xpu": _mib(300, 500, 900)},
     utilization=0.90,  # TGI_WIGGLE_ROOM, of all memory and not of what is left
     split="tensor",

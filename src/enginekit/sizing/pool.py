@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,6 +15,7 @@ from enginekit.sizing.compute import compiled_compute, pool_compute, rows_of
 from enginekit.sizing.kv_cache import BlockPool, mlc_cache, vllm_pool
 from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
+from enginekit.sizing.projector import NOTHING, projector
 from enginekit.sizing.shards import padded, whole
 from enginekit.sizing.split import tensor_splits
 from enginekit.sizing.tables import WeightTable, weight_table
@@ -43,11 +45,14 @@ class Fixed:
 
     weights: Triple
     compute: Triple
+    projector: Triple
     runtime: Triple
 
     def total(self, which: int) -> int:
-        """Low, expected or high of all three."""
-        return self.weights[which] + self.compute[which] + self.runtime[which]
+        """Low, expected or high of all four."""
+        return (
+            self.weights[which] + self.compute[which] + self.projector[which] + self.runtime[which]
+        )
 
 
 @lru_cache(maxsize=8192)
@@ -77,8 +82,10 @@ class Pooling:
         *,
         sequences: int | None = None,
         eager: bool = False,
+        images: bool = True,
     ) -> None:
         self.spec, self.policy, self.devices = spec, policy, devices
+        self.images = images
         self.own_rows = sequences
         self.eager = eager
         self.calibration = NONE
@@ -139,14 +146,15 @@ class Pooling:
             found = self._fixed[key] = self._measure(setting, place)
         return found
 
-    def _tower(self) -> int:
-        """The part that sees: these engines load the whole checkpoint, and leave it in 16 bit.
+    def projector(self, quantization: str) -> Triple:
+        """What sees, of one copy of the model."""
+        return projector(self.spec, self.policy, quantization) if self.images else NOTHING
 
-        MLC compiles the text model alone.
-        """
-        if self.compiled:
-            return 0
-        return self.spec.projector_bytes or 2 * self.spec.tower_params
+    def text_only(self) -> Pooling:
+        """The same without what sees."""
+        found = copy(self)
+        found.images, found._fixed = False, {}
+        return found
 
     def _measure(self, setting: Setting, place: Shards) -> Fixed:
         table = self.weights(setting.quantization, place.tensor)
@@ -157,13 +165,15 @@ class Pooling:
         size += (
             max(table.embedding, tail) if place.pipeline > 1 else table.embedding + tail
         ) // place.tensor
-        size += self._tower() // parts
         if self.policy.whole_shards:
             size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
         compute, runtime = self._beside(place, *self.rows(place, setting.users))
+        low, expected, high = self.projector(setting.quantization)
         return Fixed(
             weights=(int(size * table.low), size, int(size * table.high)),
             compute=compute,
+            # Every pipeline stage loads it, divided over the stage's own GPUs.
+            projector=(low // place.tensor, expected // place.tensor, high // place.tensor),
             runtime=runtime,
         )
 

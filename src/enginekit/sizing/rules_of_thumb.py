@@ -115,7 +115,7 @@ def overhead(spec: ModelSpec, context: int) -> float:
 
 def _smallest(spec: ModelSpec, machines: list[tuple[str, Machine]]) -> str:
     for name, machine in machines:
-        made = plan(spec, machine, quantization="Q4_K_M", context=8192)
+        made = plan(spec, machine, quantization="Q4_K_M", context=8192, images=False)
         if made.fits and made.where in ("one GPU", "several GPUs"):
             return name
     return "none of the list"
