@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from tests.support.server import Server, replay
 
 RECORDINGS = Path(__file__).parents[1] / "fixtures" / "recordings" / "llamacpp"

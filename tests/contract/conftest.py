@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from enginekit.kit.client import Client
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from enginekit.types import ChatRequest, Chunk, Message, Reply, Sampling
 from tests.support.models import scripted_gguf
 

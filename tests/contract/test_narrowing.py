@@ -26,7 +26,7 @@ from enginekit.errors import (
 )
 from enginekit.facts.engine import NONE, Evidence, Feature, ModelCard, ServerFacts
 from enginekit.kit.client import Client
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from enginekit.operations import asked
 from enginekit.types import (
     ChatRequest,

@@ -9,7 +9,7 @@ import pytest
 
 from enginekit import config
 from enginekit.errors import ConfigError, UnknownSetting, UntrustedOrigin
-from enginekit.kit.route import target_for
+from enginekit.kit.address import target_for
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from llama_index.core.llms import ChatMessage
 
 from enginekit.config import load
 from enginekit.errors import ConfigError
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from enginekit.langchain import EngineKitChat
 from enginekit.llama_index import EngineKitLLM
 from tests.langchain.wires import VLLM, Answer, Ollama

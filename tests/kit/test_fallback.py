@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from enginekit import langchain
 from enginekit.errors import ConfigError, ContextOverflow, EngineFault, NoEngine, StreamTruncated
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from enginekit.langchain import EngineKitChat
 from enginekit.llama_index import EngineKitLLM
 from tests.langchain.wires import VLLM, Answer, Ollama, torn

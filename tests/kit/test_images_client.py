@@ -12,7 +12,7 @@ from enginekit import config
 from enginekit.errors import ConfigError, DownloadError, Unsupported
 from enginekit.kit import _fetch, images
 from enginekit.kit.client import Client
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from enginekit.types import ChatRequest, Constraint, ImagePart, Message, TextPart
 from tests.kit.test_images import JPEG, PNG, image_reply, lenient
 from tests.support.server import Reply, Seen, Server, replay

@@ -13,13 +13,13 @@ import pytest
 
 from enginekit import config, registry
 from enginekit.facts.engine import Capability, ServerFacts
-from enginekit.kit import embedded, known, route
+from enginekit.kit import embedded, known, server_facts
 from enginekit.kit.known import SMALLEST_WINDOW, Known, OneEngine
 
 
 @pytest.fixture(autouse=True)
 def fresh() -> None:
-    route.forget_facts()
+    server_facts.forget_facts()
 
 
 def looked(**settings: Any) -> Known:
@@ -28,7 +28,7 @@ def looked(**settings: Any) -> Known:
 
 def remember(engine: str, url: str, model: str, **facts: Any) -> None:
     """As if some instance had asked this server."""
-    route._facts[engine, url, model] = ServerFacts(**facts)
+    server_facts._facts[engine, url, model] = ServerFacts(**facts)
 
 
 def test_the_smallest_window_is_the_smallest_of_all_engines() -> None:

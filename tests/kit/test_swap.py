@@ -21,7 +21,8 @@ from enginekit.errors import ConfigError, NoEngine, UntrustedOrigin
 from enginekit.kit import embedded
 from enginekit.kit.client import Client
 from enginekit.kit.discover import Found
-from enginekit.kit.route import Route, forget_facts
+from enginekit.kit.route import Route
+from enginekit.kit.server_facts import forget_facts
 from enginekit.types import ChatRequest, Message
 from tests.support.server import Server, refused_url, replay
 

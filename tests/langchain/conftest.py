@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from tests.langchain.wires import VLLM, WIRES, Wire
 from tests.support.server import Server
 

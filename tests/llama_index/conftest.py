@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from tests.langchain.wires import VLLM
 from tests.standard.counting import pytest_runtest_makereport, pytest_terminal_summary
 from tests.standard.places import add_marks

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from enginekit.kit import Client, async_openai_client, openai_client
-from enginekit.kit.route import forget_facts
+from enginekit.kit.server_facts import forget_facts
 from tests.support.server import Reply, Server, replay
 
 openai = pytest.importorskip("openai", reason="nox -s witness installs it")

@@ -12,9 +12,9 @@ from enginekit.cli.output import print_json
 from enginekit.errors import EngineKitError
 from enginekit.facts.engine import EngineProfile
 from enginekit.kit import embedded
+from enginekit.kit.address import target_for
 from enginekit.kit.client import Client
 from enginekit.kit.discover import Found, discover, identify
-from enginekit.kit.route import target_for
 
 if TYPE_CHECKING:
     from enginekit.launch.embedded import Running

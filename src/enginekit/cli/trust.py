@@ -7,7 +7,7 @@ import sys
 from enginekit.config import trust as remember
 from enginekit.config import trusted_origins
 from enginekit.errors import ConfigError
-from enginekit.kit.route import origin_of
+from enginekit.kit.address import origin_of
 
 
 def trust(origin: str | None = None, /) -> int:

@@ -28,15 +28,8 @@ from enginekit.facts.engine import Feature, ServerFacts
 from enginekit.fallback import Resting, first, none_could, open_first, resting_of
 from enginekit.kit import embedded, images
 from enginekit.kit.budgets import budgets_of
-from enginekit.kit.route import (
-    Route,
-    explained,
-    forget_route,
-    keep_facts,
-    probe_once,
-    resolve,
-    roomier,
-)
+from enginekit.kit.route import Route, explained, resolve, roomier
+from enginekit.kit.server_facts import forget_route, keep_facts, probe_once
 from enginekit.kit.showing import with_schema_shown
 from enginekit.operations import asked as unless_lacking
 from enginekit.operations import open_reply, settle_all, settle_needed

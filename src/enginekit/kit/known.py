@@ -18,7 +18,9 @@ from enginekit.errors import EngineKitError
 from enginekit.facts.engine import Capability, EngineProfile, Feature, ServerFacts
 from enginekit.facts.model import ModelSpec
 from enginekit.kit import embedded
-from enginekit.kit.route import Route, address_of, clean_url, known_engine, known_facts
+from enginekit.kit.address import address_of, clean_url
+from enginekit.kit.route import Route
+from enginekit.kit.server_facts import known_engine, known_facts
 
 SMALLEST_WINDOW = 1024
 """Tokens; the smallest window that any engine in the registry starts with."""

@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from enginekit import registry
 from enginekit.config import Config, Setting
-from enginekit.engine import Blocking, Engine, Operation, Sleep, Target
+from enginekit.engine import Blocking, Engine, Operation, Target
 from enginekit.errors import (
     ConfigError,
     ContextOverflow,
-    EngineKitError,
-    EngineLoading,
-    EngineTimeout,
     NoEngine,
     Unreachable,
 )
 from enginekit.facts.engine import EngineProfile, ServerFacts
-from enginekit.fallback import forget_rests
 from enginekit.kit import embedded
-from enginekit.kit.budgets import budgets_of
+from enginekit.kit.address import bearer, default_url, target_for
 from enginekit.kit.discover import discover, identify
-
-_facts: dict[tuple[str, str, str], ServerFacts] = {}
-"""What servers said of themselves, by engine, address and model: shared by the whole process."""
-
-
-def known_facts(engine: str, base_url: str, model: str = "") -> ServerFacts | None:
-    """What a server is known to have said of itself, without asking; by its model, else by any."""
-    exact = _facts.get((engine, base_url, model))
-    if exact is not None or model:
-        return exact
-    every = list(_facts.items())
-    return next((f for (name, url, _), f in every if (name, url) == (engine, base_url)), None)
-
-
-def known_engine(base_url: str) -> str | None:
-    """The engine that answered at an address before, without asking."""
-    return next((name for name, url, _ in list(_facts) if url == base_url), None)
-
-
-def address_of(config: Config, engine: str) -> str:
-    """Where the settings say that a server of this kind is, without asking.
-
-    Raises ConfigError when they name none and the engine has no default, or it is no address.
-    """
-    url = config.for_engine("base_url", engine)
-    if url is None:
-        table = config.engine_table(engine)
-        like = str(table["like"].value) if "like" in table else engine
-        url = _default_url(registry.engine_class(like), engine)
-    return clean_url(str(url.value), url.where)
-
-
-def forget_facts() -> None:
-    """Forget what servers said of themselves; the next call asks again (and warns again)."""
-    _facts.clear()
-    _warned.clear()
-    forget_rests()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,7 +182,7 @@ def _named(
         if template:
             options = {**options, "substituted_template": str(template)}
         engine = cls(
-            Target(base_url=lease.base_url, headers=_bearer(lease.api_key), proxy=""),
+            Target(base_url=lease.base_url, headers=bearer(lease.api_key), proxy=""),
             options=options,
             name=name,
         )
@@ -237,7 +193,7 @@ def _named(
             notes=lease.notes,
             chosen=chosen,
         )
-    url = address or config.for_engine("base_url", name) or _default_url(cls, name)
+    url = address or config.for_engine("base_url", name) or default_url(cls, name)
     engine = cls(target_for(config, name, url), options=options, name=name)
     route = Route(engine=engine, model=wanted or "", chosen=chosen, address=url)
     if not wanted:
@@ -255,78 +211,6 @@ def _starter(
         return embedded.start(config, model, progress=progress, budget=budget, embeds=embeds)
 
     return start
-
-
-def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operation[None]:
-    """Let the engine ask its server what it is, once per process, address and model.
-
-    A server that is loading is waited for, at most `budget` seconds: a request encoded without
-    facts could ask for what its template cannot do. Any other probe that fails is not a call that
-    fails: the facts stay unknown and the call itself will say what is wrong. When not `patient`, a
-    server that is loading or does not answer is an error at once: another engine may be asked.
-    """
-    route.probed = True
-    engine = route.engine
-    key = (engine.name, engine.target.base_url, route.model)
-    cached = _facts.get(key)
-    if cached is not None:
-        engine.facts = cached
-        return
-    waited = 0.0
-    while True:
-        try:
-            facts = yield from engine.probe()
-            break
-        except EngineLoading:
-            if not patient:
-                route.probed = False
-                raise
-            pause = min(0.1 + waited / 4, 2.0)
-            if waited + pause > budget:
-                return
-            waited += pause
-            yield Sleep(seconds=pause)
-        except (Unreachable, EngineTimeout):
-            if not patient:
-                route.probed = False
-                raise
-            return
-        except EngineKitError:
-            return
-    if route.lease is not None:
-        # A server from a wheel may not know its own build; the wheel's version says more.
-        facts = replace(facts, version=f"xllamacpp {route.lease.version}")
-    engine.facts = _facts[key] = facts
-    _warn_unverified(engine, facts)
-
-
-_warned: set[tuple[str, str | None]] = set()
-"""Engines and versions of which it was said that nobody tested them."""
-
-
-def _warn_unverified(engine: Engine, facts: ServerFacts) -> None:
-    """Say once per process that a version is newer than any tested: what is documented is assumed.
-
-    Of an engine that nobody ever tested every receipt says so instead.
-    """
-    key = (engine.profile.name, facts.version)
-    if facts.verified or not engine.profile.tested or key in _warned:
-        return
-    _warned.add(key)
-    warnings.warn(
-        f"{engine.profile.title} {facts.version} at {engine.target.base_url} is newer than "
-        f"{engine.profile.tested[-1]}, the newest that was tested: what is documented is assumed",
-        UserWarning,
-        stacklevel=2,
-    )
-
-
-def keep_facts(route: Route) -> None:
-    """Let every client know what this route's engine learnt of its server since it was probed."""
-    engine = route.engine
-    key = (engine.name, engine.target.base_url, route.model)
-    if engine.facts is not None and key in _facts:
-        _facts[key] = engine.facts
 
 
 def start_command(profile: EngineProfile, url: str, model: str | None) -> str:
@@ -368,102 +252,6 @@ def roomier(error: ContextOverflow) -> ContextOverflow:
         body=error.body,
         limit=error.limit,
         requested=error.requested,
-    )
-
-
-def forget_route(route: Route) -> None:
-    """The server may be another one next time: forget what this one said of itself."""
-    route.probed = False
-    _facts.pop((route.engine.name, route.engine.target.base_url, route.model), None)
-
-
-def target_for(config: Config, engine: str, url: Setting) -> Target:
-    """The target of an address, with its key if the key may go there.
-
-    Raises ConfigError for an address that is not one, UntrustedOrigin for a key that must not go.
-    """
-    base = clean_url(str(url.value), url.where)
-    key = config.for_engine("api_key", engine) if engine else config.find("api_key")
-    headers: tuple[tuple[str, str], ...] = ()
-    if key is not None:
-        secret = _secret(key.value)
-        if secret:
-            config.check_key(key, url, origin_of(base))
-            headers = _bearer(secret)
-    tls: dict[str, Any] = {}
-    for name in ("ca_file", "client_cert", "verify", "proxy"):
-        setting = config.for_engine(name, engine) if engine else config.find(name)
-        if setting is not None:
-            tls[name] = setting.value
-            if key is not None and headers:
-                config.check_way(key, setting, origin_of(base))
-    return replace(
-        Target(base_url=base, headers=headers, connect=budgets_of(config).connect), **tls
-    )
-
-
-def origin_of(url: str) -> str:
-    """Scheme, host and port of an address."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}" if parts.scheme != "unix" else url
-
-
-def _secret(value: Any) -> str:
-    reveal = getattr(value, "get_secret_value", None)
-    return str(reveal()) if reveal is not None else str(value)
-
-
-def _bearer(key: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {key}"),)
-
-
-def clean_url(url: str, where: str) -> str:
-    """An address as targets hold it. Raises ConfigError, naming `where`, for what is none."""
-    url = url.strip().rstrip("/")
-    if "://" not in url:
-        url = f"http://{url}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "unix") or (
-        parts.scheme != "unix" and not parts.hostname
-    ):
-        raise ConfigError(
-            f"{where}: {url!r} is not an address; use http://host:port, https://… or unix:///path"
-        )
-    if parts.username or parts.password:
-        raise ConfigError(
-            f"{where}: credentials do not belong into an address; set ENGINEKIT_API_KEY instead"
-        )
-    return url.removesuffix("/v1")
-
-
-def _default_url(cls: type[Engine], name: str) -> Setting:
-    variable = cls.profile.url_env
-    value = os.environ.get(variable, "") if variable else ""
-    if value:
-        value = value if "://" in value else f"http://{value}"
-        parts = urlsplit(value)
-        host = "127.0.0.1" if parts.hostname in ("0.0.0.0", "::", None) else parts.hostname
-        host = f"[{host}]" if host and ":" in host else host
-        default_port = urlsplit(cls.profile.default_url).port
-        port = f":{parts.port or default_port}" if parts.scheme == "http" else ""
-        if parts.scheme == "https" and parts.port:
-            port = f":{parts.port}"
-        return Setting(
-            name="base_url",
-            value=f"{parts.scheme}://{host}{port}{parts.path}",
-            layer="environment",
-            where=variable,
-        )
-    if not cls.profile.default_url:
-        raise ConfigError(
-            f"engine {name!r} has no default address",
-            hint=f"set ENGINEKIT_BASE_URL, or url under [engines.{name}] in enginekit.toml",
-        )
-    return Setting(
-        name="base_url",
-        value=cls.profile.default_url,
-        layer="default",
-        where=f"the default address of {name}",
     )
 
 

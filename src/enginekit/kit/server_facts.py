@@ -1,0 +1,117 @@
+"""What servers said of themselves: asked once, shared by all clients of the process."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from enginekit.engine import Engine, Operation, Sleep
+from enginekit.errors import EngineKitError, EngineLoading, EngineTimeout, Unreachable
+from enginekit.facts.engine import ServerFacts
+from enginekit.fallback import forget_rests
+
+if TYPE_CHECKING:
+    from enginekit.kit.route import Route
+
+_facts: dict[tuple[str, str, str], ServerFacts] = {}
+"""What servers said of themselves, by engine, address and model: shared by the whole process."""
+
+
+def known_facts(engine: str, base_url: str, model: str = "") -> ServerFacts | None:
+    """What a server is known to have said of itself, without asking; by its model, else by any."""
+    exact = _facts.get((engine, base_url, model))
+    if exact is not None or model:
+        return exact
+    every = list(_facts.items())
+    return next((f for (name, url, _), f in every if (name, url) == (engine, base_url)), None)
+
+
+def known_engine(base_url: str) -> str | None:
+    """The engine that answered at an address before, without asking."""
+    return next((name for name, url, _ in list(_facts) if url == base_url), None)
+
+
+def forget_facts() -> None:
+    """Forget what servers said of themselves; the next call asks again (and warns again)."""
+    _facts.clear()
+    _warned.clear()
+    forget_rests()
+
+
+def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operation[None]:
+    """Let the engine ask its server what it is, once per process, address and model.
+
+    A server that is loading is waited for, at most `budget` seconds: a request encoded without
+    facts could ask for what its template cannot do. Any other probe that fails is not a call that
+    fails: the facts stay unknown and the call itself will say what is wrong. When not `patient`, a
+    server that is loading or does not answer is an error at once: another engine may be asked.
+    """
+    route.probed = True
+    engine = route.engine
+    key = (engine.name, engine.target.base_url, route.model)
+    cached = _facts.get(key)
+    if cached is not None:
+        engine.facts = cached
+        return
+    waited = 0.0
+    while True:
+        try:
+            facts = yield from engine.probe()
+            break
+        except EngineLoading:
+            if not patient:
+                route.probed = False
+                raise
+            pause = min(0.1 + waited / 4, 2.0)
+            if waited + pause > budget:
+                return
+            waited += pause
+            yield Sleep(seconds=pause)
+        except (Unreachable, EngineTimeout):
+            if not patient:
+                route.probed = False
+                raise
+            return
+        except EngineKitError:
+            return
+    if route.lease is not None:
+        # A server from a wheel may not know its own build; the wheel's version says more.
+        facts = replace(facts, version=f"xllamacpp {route.lease.version}")
+    engine.facts = _facts[key] = facts
+    _warn_unverified(engine, facts)
+
+
+_warned: set[tuple[str, str | None]] = set()
+"""Engines and versions of which it was said that nobody tested them."""
+
+
+def _warn_unverified(engine: Engine, facts: ServerFacts) -> None:
+    """Say once per process that a version is newer than any tested: what is documented is assumed.
+
+    Of an engine that nobody ever tested every receipt says so instead.
+    """
+    key = (engine.profile.name, facts.version)
+    if facts.verified or not engine.profile.tested or key in _warned:
+        return
+    _warned.add(key)
+    warnings.warn(
+        f"{engine.profile.title} {facts.version} at {engine.target.base_url} is newer than "
+        f"{engine.profile.tested[-1]}, the newest that was tested: what is documented is assumed",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def keep_facts(route: Route) -> None:
+    """Let every client know what this route's engine learnt of its server since it was probed."""
+    engine = route.engine
+    key = (engine.name, engine.target.base_url, route.model)
+    if engine.facts is not None and key in _facts:
+        _facts[key] = engine.facts
+
+
+def forget_route(route: Route) -> None:
+    """The server may be another one next time: forget what this one said of itself."""
+    route.probed = False
+    _facts.pop((route.engine.name, route.engine.target.base_url, route.model), None)
