@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from enginekit.config import Config
-from enginekit.engine import Budgets, Operation
+from enginekit.engine import Budgets, Call, Effect, Gather, Open, Operation
 from enginekit.errors import (
     BadRequest,
     ConfigError,
@@ -48,7 +48,7 @@ class Resting:
 
     A call passes over one that rests and comes to it last, when nobody else could answer. When the
     rest is over one call tries it, while the others still pass it over; an answer of any kind ends
-    the rest, another wait in vain begins a new one. One list has one of these; threads may share it.
+    the rest, another wait in vain begins a new one; what asks no server changes nothing. One list has one of these; threads may share it.
 
     Args:
         seconds: how long a rest is; 0 lets every call wait for every engine.
@@ -80,27 +80,70 @@ class Resting:
             self._rests[number] = _Rest(rest.at, now + self.seconds, rest.error)
 
     def watched(self, number: int, operation: Operation[_T]) -> Operation[_T]:
-        """Run an operation on this engine, and learn from its outcome."""
-        self.claim(number)
-        begin = self.clock()
-        try:
-            outcome = yield from operation
-        except EngineKitError as error:
-            self._failed(number, error, begin)
-            raise
-        self._rests.pop(number, None)
-        return outcome
+        """Run an operation on this engine, and learn from what its server was asked.
 
-    def _failed(self, number: int, error: EngineKitError, begin: float) -> None:
-        now = self.clock()
-        if isinstance(error, EngineTimeout):
-            silent = error.phase != "load"
-        else:
-            silent = isinstance(error, Unreachable) and now - begin >= LONG
-        if silent and self.seconds > 0:
+        An operation that asks nothing (the facts are known, the request is refused before it is
+        sent) says nothing of the server: it neither begins nor ends a rest.
+        """
+        heard = _Heard()
+        step: Callable[[Any], Effect] = operation.send
+        sent: Any = None
+        while True:
+            try:
+                effect = step(sent)
+            except StopIteration as stop:
+                if heard.answer:
+                    self._rests.pop(number, None)
+                return stop.value  # type: ignore[no-any-return]
+            except EngineKitError as error:
+                self._failed(number, error, heard)
+                raise
+            asks = isinstance(effect, (Call, Open, Gather))
+            if asks and not heard.asked:
+                self.claim(number)
+                heard.asked = True
+            begin = self.clock()
+            try:
+                step, sent = operation.send, (yield effect)
+                heard.answer |= asks and _answered(sent)
+            except GeneratorExit:
+                operation.close()
+                raise
+            except BaseException as error:
+                step, sent = operation.throw, error
+                took = self.clock() - begin
+                heard.silence |= _silence(error, took)
+                heard.answer |= asks and not _silence(error, took)
+
+    def _failed(self, number: int, error: EngineKitError, heard: _Heard) -> None:
+        if heard.silence and self.seconds > 0 and _silence(error, LONG):
+            now = self.clock()
             self._rests[number] = _Rest(now, now + self.seconds, error.message)
-        elif not isinstance(error, (Unsupported, ConfigError)):  # those say nothing of the server
+        elif heard.answer:
             self._rests.pop(number, None)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What an operation learnt of its server so far: it was asked, it answered, it let us wait."""
+
+    asked: bool = False
+    answer: bool = False
+    silence: bool = False
+
+
+def _silence(error: BaseException, took: float) -> bool:
+    """Whether so failing after so many seconds is a wait in vain: loading is none."""
+    if isinstance(error, EngineTimeout):
+        return error.phase != "load"
+    return isinstance(error, Unreachable) and took >= LONG
+
+
+def _answered(outcome: Any) -> bool:
+    """Whether an effect brought anything; of several asked side by side one is enough."""
+    if not isinstance(outcome, list):
+        return True
+    return any(not isinstance(one, BaseException) or not _silence(one, LONG) for one in outcome)
 
 
 def resting_of(config: Config, engines: tuple[str, ...], budgets: Budgets) -> Resting:

@@ -5,10 +5,15 @@ No socket and no clock: the clock is a number that a test moves.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
+from enginekit.engine import Blocking, Call, Target
 from enginekit.errors import (
     BadRequest,
+    ContextOverflow,
+    EngineKitError,
     EngineLoading,
     EngineTimeout,
     NoEngine,
@@ -19,6 +24,7 @@ from enginekit.errors import (
 from enginekit.fallback import Resting, open_first
 from enginekit.types import Receipt
 
+NOWHERE = Target(base_url="http://nowhere")
 SILENT = EngineTimeout("no connection within 5 s", phase="connect")
 
 
@@ -37,18 +43,24 @@ class Lists:
 
         def open_on(number, patient):
             self.asked.append((names[number], patient))
-            outcome = self.outcomes[names[number]]
+            yield Call(target=NOWHERE, method="POST", path=names[number])
+            return type("Stream", (), {"receipt": Receipt(engine=names[number])})()
+
+        return self.run(open_first(names, open_on, self.resting)).receipt
+
+    def run(self, operation):
+        """Answer each call by what the engine of its name answers now; the operation's result."""
+        step, sent = operation.send, None
+        while True:
+            try:
+                effect = step(sent)
+            except StopIteration as done:
+                return done.value
+            outcome = self.outcomes[effect.path]
             if isinstance(outcome, EngineTimeout):
                 self.now += 5
-            if isinstance(outcome, Exception):
-                raise outcome
-            return type("Stream", (), {"receipt": Receipt(engine=names[number])})()
-            yield
-
-        operation = open_first(names, open_on, self.resting)
-        with pytest.raises(StopIteration) as done:
-            next(operation)
-        return done.value.value.receipt
+            failed = isinstance(outcome, Exception)
+            step, sent = operation.throw if failed else operation.send, outcome
 
 
 @pytest.mark.parametrize("phase", ["connect", "first token", "whole reply"])
@@ -117,12 +129,13 @@ def test_a_connection_that_takes_long_to_fail_counts_as_waited_for():
     resting = Resting(clock=lambda: now[0])
 
     def no_route():
-        now[0] += 3
-        raise Unreachable("no route to host")
-        yield
+        yield Call(target=NOWHERE, method="GET", path="/")
 
+    asked = resting.watched(0, no_route())
+    next(asked)
+    now[0] += 3
     with pytest.raises(Unreachable):
-        next(resting.watched(0, no_route()))
+        asked.throw(Unreachable("no route to host"))
     assert "no route to host" in resting.why(0)
 
 
@@ -139,7 +152,7 @@ def test_when_all_rest_all_are_asked_and_the_error_names_what_each_said():
     engines = Lists(one=SILENT, two=SILENT)
     for _ in range(2):
         with pytest.raises(NoEngine) as caught:
-            next(open_first(*_opening(engines)))
+            engines.run(open_first(*_opening(engines)))
         assert caught.value.tried == ("one: " + str(SILENT), "two: " + str(SILENT))
         assert engines.asked == [("one", False), ("two", True)]
         engines.asked.clear()
@@ -148,9 +161,9 @@ def test_when_all_rest_all_are_asked_and_the_error_names_what_each_said():
 def test_a_wrong_request_says_nothing_of_the_server():
     engines = Lists(one=SILENT, two=BadRequest("bad"))
     with pytest.raises(BadRequest):
-        next(open_first(*_opening(engines)))
+        engines.run(open_first(*_opening(engines)))
     with pytest.raises(BadRequest) as caught:
-        next(open_first(*_opening(engines)))
+        engines.run(open_first(*_opening(engines)))
     assert caught.value.__notes__[-1].startswith("passed over before: one: not asked")
 
 
@@ -165,8 +178,7 @@ def _opening(engines):
 
     def open_on(number, patient):
         engines.asked.append((names[number], patient))
-        raise engines.outcomes[names[number]]
-        yield
+        yield Call(target=NOWHERE, method="POST", path=names[number])
 
     return names, open_on, engines.resting
 
@@ -188,3 +200,69 @@ def test_who_rests_behind_the_one_that_answers_was_not_passed_over():
     engines.call()
     engines.outcomes["one"] = "answers"
     assert engines.call().passed_over == []
+
+
+def _locally(outcome):
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+    yield
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        "known facts",
+        Unsupported("no images"),
+        ContextOverflow("too long"),
+        BadRequest("bad"),
+        SILENT,
+    ],
+)
+def test_what_asks_no_server_neither_ends_nor_begins_a_rest(outcome):
+    engines = Lists(one=SILENT, two="answers")
+    with suppress(EngineKitError):
+        engines.run(engines.resting.watched(1, _locally(outcome)))
+    assert engines.resting.why(1) is None
+    engines.call()
+    before = engines.resting.why(0)
+    for later in (0, 30):
+        engines.now += later
+        with suppress(EngineKitError):
+            engines.run(engines.resting.watched(0, _locally(outcome)))
+        assert engines.resting.why(0) == (None if later else before)
+    engines.call()  # nor did it claim the trial that the rest's end allows
+    assert [name for name, _ in engines.asked] == ["one", "two"]
+
+
+def test_a_call_that_is_given_up_closes_what_it_was_waiting_for():
+    closed = []
+
+    def waiting():
+        try:
+            yield Call(target=NOWHERE, method="GET", path="/")
+        finally:
+            closed.append(True)
+
+    watched = Resting().watched(0, waiting())
+    next(watched)
+    watched.close()
+    assert closed == [True]
+
+
+def test_a_prompt_that_was_slow_to_prepare_is_no_wait_for_the_server():
+    """Fetching an image by URL may take long; the connection that is refused afterwards did not."""
+    now = [0.0]
+    resting = Resting(clock=lambda: now[0])
+
+    def asked():
+        yield Blocking(function=lambda: None)
+        yield Call(target=NOWHERE, method="POST", path="/")
+
+    operation = resting.watched(0, asked())
+    next(operation)
+    now[0] += 20
+    operation.send(None)
+    with pytest.raises(Unreachable):
+        operation.throw(Unreachable("refused"))
+    assert resting.why(0) is None
