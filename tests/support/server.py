@@ -28,6 +28,7 @@ import base64
 import contextlib
 import json
 import select
+import selectors
 import socket
 import ssl
 import struct
@@ -212,6 +213,7 @@ class Server:
         self._change = threading.Condition()
         self._open: set[socket.socket] = set()
         self._stop = threading.Event()
+        self._woken, self._wake = socket.socketpair()
         if unix is not None:
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._listener.bind(str(unix))
@@ -225,6 +227,7 @@ class Server:
             name = f"[{host}]" if ":" in host else host
             self.url = f"{'https' if tls else 'http'}://{name}:{self.port}"
         self._listener.listen(1024)
+        self._listener.settimeout(1.0)  # whoever knocked may be gone before it is let in
         self._thread = threading.Thread(target=self._accept, name="test-server", daemon=True)
         self._thread.start()
 
@@ -276,15 +279,12 @@ class Server:
         """Stop listening and drop every connection."""
         self._stop.set()
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._change:
-            sockets = list(self._open)
-            self._change.notify_all()
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            self._wake.send(b"!")
+        self.drop_connections()
+        # Closed under a thread that is about to accept, its number may be another server's by then.
         self._thread.join(5)
+        for sock in (self._listener, self._woken, self._wake):
+            sock.close()
 
     def __enter__(self) -> Server:
         return self
@@ -294,26 +294,32 @@ class Server:
 
     def drop_connections(self) -> None:
         """Close every open connection now, as a server does that restarts."""
-        with self._change:
-            sockets = list(self._open)
-        for sock in sockets:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with self._change:  # nobody closes one meanwhile, whose number another may get
+            for sock in self._open:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            self._change.notify_all()
 
     # -- serving ------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        while not self._stop.is_set():
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._change:
-                self.connections += 1
-                number = self.connections
-                self._open.add(sock)
-                self._change.notify_all()
-            threading.Thread(target=self._serve, args=(sock, number), daemon=True).start()
+        with selectors.DefaultSelector() as waiting:
+            for one in (self._listener, self._woken):
+                waiting.register(one, selectors.EVENT_READ)
+            while True:
+                waiting.select()
+                if self._stop.is_set():
+                    return
+                try:
+                    sock, _ = self._listener.accept()
+                except OSError:
+                    continue
+                with self._change:
+                    self.connections += 1
+                    number = self.connections
+                    self._open.add(sock)
+                    self._change.notify_all()
+                threading.Thread(target=self._serve, args=(sock, number), daemon=True).start()
 
     def _serve(self, raw: socket.socket, number: int) -> None:
         sock = raw
@@ -331,8 +337,8 @@ class Server:
             with self._change:
                 self._open.discard(raw)
                 self._open.discard(sock)
+                sock.close()
                 self._change.notify_all()
-            sock.close()
 
     def _talk(self, sock: socket.socket, number: int) -> None:
         reader = sock.makefile("rb")
@@ -383,7 +389,7 @@ class Server:
         if reply.fault == "close_without_response":
             return False
         if reply.fault == "reset_without_response":
-            _reset(sock)
+            self._reset(sock)
             return False
         if reply.fault == "slow_first_byte":
             self._pause(sock, reply.delay)
@@ -408,7 +414,7 @@ class Server:
             if left <= 0 and reply.cut is not None:
                 break
         if reply.fault == "reset":
-            _reset(sock)
+            self._reset(sock)
             return False
         if reply.fault == "clean_eof":
             return False
@@ -417,6 +423,11 @@ class Server:
         if chunked and method != "HEAD":
             sock.sendall(b"0\r\n\r\n")
         return reply.framing in ("chunked", "length") and not reply.close
+
+    def _reset(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with self._change:
+            socket.close(sock.detach())
 
     def _pause(self, sock: socket.socket, wait: float | threading.Event | None) -> None:
         """Wait (None: for ever), watching whether the client leaves or the server is closed."""
@@ -465,12 +476,6 @@ def _header_lines(reader: Any) -> Iterator[tuple[str, str]]:
     while (line := reader.readline(65536)) not in (b"\r\n", b"\n", b""):
         name, _, value = line.decode("latin-1").partition(":")
         yield name.strip().lower(), value.strip()
-
-
-def _reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    fd = sock.detach()
-    socket.close(fd)
 
 
 def _has_left(sock: socket.socket) -> bool:
