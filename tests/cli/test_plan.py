@@ -9,7 +9,7 @@ import pytest
 from enginekit.cli import main
 from enginekit.cli.plan import bar_of, render
 from enginekit.errors import ConfigError
-from enginekit.hardware import preset
+from enginekit.hardware import machine_from_dict, preset, preset_names
 from enginekit.kit import planning
 from enginekit.sizing.calibration import Measurement
 
@@ -65,10 +65,21 @@ def test_the_engine_decides_the_rules(capsys):
         (["plan", "lama3.1-8b", "--hardware", "rtx4090"], "did you mean"),
         (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--quant", "Q9"], "Q4_K_M"),
         (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--cache", "q7"], "q8_0"),
-        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--users", "0"], "count from 1"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--users", "0"], "users must be at least 1, not 0"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--users", "1000000000"], "users must be at most"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--context", "999999999999"], "context must be at most 2147483647"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--context", "-1"], "context must be at least 1, not -1"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--context", "1e5"], "write 8192, 8k or 1M"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--ubatch", "0"], "ubatch must be at least 1"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--engine", "vllm", "--sequences", "0"], "sequences must be at least 1"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--quant", "q4km"], "did you mean Q4_K_M"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--cache", "fp8"], "the engine has f16, q8_0, q4_0"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--cache", "q8_0", "--engine", "vllm"], "the engine has auto, fp8"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4090", "--cache", "fp8", "--engine", "mlc"], "the engine has auto"),
+        (["plan", "llama3.1-8b", "--hardware", "rtx4900"], "enginekit hardware"),
         (["plan", "llama3.1-8b", "--engine", "vlm"], "vllm"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_word_is_an_error_that_helps(arguments, said, capsys):
     assert main(arguments) in (1, 2)
     shown = capsys.readouterr()
@@ -217,3 +228,67 @@ def test_a_plan_is_as_wide_as_the_terminal(width: int, engine: str) -> None:
     shown = " ".join(" ".join(lines).split())
     for device in made.devices:
         assert f"{device.limit / 2**30:.2f}" in shown
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"), [("8k", 8192), ("8K", 8192), ("1M", 2**20), ("32_768", 32768)]
+)
+def test_a_context_may_be_written_as_people_say_it(written, tokens, capsys):
+    main(["plan", "llama3.1-8b", "--hardware", "h100", "--context", written, "--json"])
+    assert json.loads(capsys.readouterr().out)["context"] == tokens
+
+
+def test_a_context_beyond_what_the_model_was_trained_for_is_said_at_the_top():
+    made = planning.plan("qwen3-8b", hardware="h100", context=65536)
+    assert "as asked, though trained for 40960 only" in render(made)[1] + render(made)[2]
+    assert any(note.startswith("trained for 40960 tokens only") for note in made.notes)
+
+
+def test_a_tight_plan_says_what_the_margin_leaves_instead_of_nought():
+    """ "largest context 0 tokens; 0 users" under a plan that loads would contradict it."""
+    made = planning.plan("qwen3-8b", hardware=_small(5700), context=2048)
+    assert (made.verdict, made.largest_context, made.most_users) == ("tight", 0, 0)
+    shown = "\n".join(render(made))
+    assert "largest  with the margin left free: no context; no users at 2048 tokens" in shown
+    assert "context 0 tokens" not in shown
+
+
+def _small(mebibytes):
+    """A computer without a GPU that is mostly taken: only so much memory is free."""
+    document = {
+        "cpu": {"physical_cores": 8},
+        "memory": {"total_bytes": "64 GiB", "available_bytes": f"{mebibytes} MiB"},
+    }
+    return machine_from_dict(document)
+
+
+def test_what_cannot_fit_at_all_has_no_largest_context():
+    made = planning.plan("llama3.1-405b", hardware="rtx4090")
+    assert made.room == "no context fits beside the weights and the margin"
+    assert "largest" not in "\n".join(
+        render(planning.plan("qwen3-8b", hardware="raspberry-pi-5", engine="tgi"))
+    )
+
+
+def test_quantizations_are_shown_in_their_own_capitals():
+    assert (
+        planning.plan("qwen3-8b", hardware="rtx4090", quantization="q4_k_m").quantization
+        == "Q4_K_M"
+    )
+    assert (
+        planning.plan("qwen3-8b", hardware="rtx4090", quantization="UD-Q4_K_XL").quantization
+        == "UD-Q4_K_XL"
+    )
+
+
+def test_hardware_lists_the_machines_and_finds_a_word(capsys):
+    assert main(["hardware", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["machines"]
+    assert [machine["name"] for machine in found] == list(preset_names())
+    assert machine_from_dict(found[0]) == preset(preset_names()[0])
+    assert main(["hardware", "mi300x"]) == 0
+    shown = capsys.readouterr().out
+    assert "8xmi300x" in shown
+    assert "rtx4090" not in shown
+    assert main(["hardware", "rtx409o"]) == 2
+    assert "near: rtx4090" in capsys.readouterr().err

@@ -61,4 +61,4 @@ def test_what_does_not_fit_is_not_loaded(monkeypatch):
     real = planning.machine_of("raspberry-pi-5")
     monkeypatch.setattr("enginekit.kit.planning.machine_of", lambda _: real)
     with pytest.raises(ConfigError, match="is not loaded"):
-        measure(scripted_gguf(), context=2048, users=2_000_000)
+        measure(scripted_gguf(), context=2048, users=1_000_000)

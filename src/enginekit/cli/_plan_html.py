@@ -115,11 +115,12 @@ def _rate(rate: Mapping[str, float] | None) -> str:
 
 
 def _facts(plan: Document) -> str:
-    speed = plan["speed"]
+    speed, largest = plan["speed"], plan["largest_context"]
+    free = ", margin left free" if plan["verdict"] == "tight" else ""
     rows = [
         ("where", plan["where"]),
-        ("largest context", f"{plan['largest_context']} tokens"),
-        ("users at this context", str(plan["most_users"])),
+        ("largest context" + free, f"{plan['largest_context']} tokens" if largest else "none"),
+        ("users at this context" + free, str(plan["most_users"] or "none")),
     ]
     if plan["verdict"] != "no":
         rows += [

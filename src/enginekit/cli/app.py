@@ -48,6 +48,11 @@ app.command(
     "enginekit.cli.models:models", name="models", help="Show the names that the catalog knows."
 )
 app.command(
+    "enginekit.cli.hardware:hardware",
+    name="hardware",
+    help="Show the machines that can be planned for by name.",
+)
+app.command(
     "enginekit.cli.doctor:doctor",
     name="doctor",
     help="Show the hardware that was found, and how we know.",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 
 @Parameter(name="*")
@@ -30,3 +32,15 @@ class Connection:
             "base_url": self.base_url,
             "timeout": self.timeout,
         }
+
+
+_THOUSANDS = {"": 1, "k": 2**10, "m": 2**20}
+
+
+def tokens(_type: object, given: Sequence[Token]) -> int:
+    """A number of tokens: 8192, 8k (8 x 1024), 1M, 32_768."""
+    text = given[0].value.strip()
+    match = re.fullmatch(r"([+-]?\d[\d_]{0,17})\s*([kKmM]?)i?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no number of tokens; write 8192, 8k or 1M")
+    return int(match[1].replace("_", "")) * _THOUSANDS[match[2].lower()]

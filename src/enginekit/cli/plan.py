@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from enginekit.cli.errors import NOTHING_FITS
+from enginekit.cli.options import tokens
 from enginekit.cli.output import ProgressDisplay, print_json, stdout
 from enginekit.cli.table import lines as table_lines
 from enginekit.errors import ConfigError
@@ -39,7 +40,7 @@ def plan(
     hardware: str | None = None,
     engine: str | None = None,
     quant: str | None = None,
-    context: int | None = None,
+    context: Annotated[int | None, Parameter(converter=tokens)] = None,
     users: int = 1,
     cache: str | None = None,
     ubatch: int | None = None,
@@ -64,7 +65,7 @@ def plan(
     quant
         A quantization (Q4_K_M, awq); else the model's own or the engine's usual one.
     context
-        Tokens per user; else what the engine would choose itself.
+        Tokens per user (8192, 8k, 1M); else what the engine would choose itself.
     users
         Requests of full length at the same time.
     cache
@@ -209,8 +210,8 @@ def render(made: Plan, width: int = WIDTH) -> list[str]:
         facts += [("decides", made.binding), ("split", made.split)]
     else:
         facts.append(("because", made.binding))
-    most = f"{_count(made.most_users, 'user')} at {made.context} tokens"
-    facts.append(("largest", f"context {made.largest_context} tokens; {most}"))
+    if made.devices:
+        facts.append(("largest", made.room))
     if made.pool_tokens:
         facts.append(("pool", f"{made.pool_tokens} tokens of cache"))
     if made.quantizations:

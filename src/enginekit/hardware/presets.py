@@ -74,7 +74,7 @@ def preset(name: str) -> Machine:
     near = difflib.get_close_matches(base, list(_rows()), n=4, cutoff=0.4)
     raise ConfigError(
         f"no hardware preset is called {name!r}" + (f"; near: {', '.join(near)}" if near else ""),
-        hint="enginekit.hardware.preset_names() lists them; a file works too: --hardware FILE",
+        hint="enginekit hardware    (lists them; a file works as well: --hardware FILE)",
     )
 
 

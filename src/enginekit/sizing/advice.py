@@ -293,7 +293,10 @@ def notes(
             f"unknown attention layout ({model.architecture}): the cache is a range, not a number"
         )
     if model.context_length and setting.context > model.context_length:
-        said.append(f"trained for {model.context_length} tokens only")
+        said.append(
+            f"trained for {model.context_length} tokens only: what comes after them is not "
+            "understood well, and some engines refuse so large a context"
+        )
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
     label = setting.quantization

@@ -28,6 +28,7 @@ CACHE_TYPES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
         "auto": (1, 2),
         "fp8": (1, 1),
         "fp8_e4m3": (1, 1),
+        "fp8_e4m3fn": (1, 1),
         "fp8_e5m2": (1, 1),
         "fp8_inc": (1, 1),
         "int8": (1, 1),

@@ -134,9 +134,10 @@ class Plan:
     binding: str
     """The device and term that decide."""
     largest_context: int
-    """Per user, with these users and this quantization; 0 if not even the weights fit."""
+    """Per user, with these users and this quantization and the margins left free; 0: none does."""
     most_users: int
-    """At this context; with this very split where a part is in host memory."""
+    """At this context and with the margins left free; with this very split where a part is in host
+    memory."""
     quantizations: tuple[QuantizationFit, ...]
     fixes: tuple[Fix, ...]
     speed: Speed
@@ -149,6 +150,20 @@ class Plan:
     pipeline_parallel: int = 1
     pool_tokens: int = 0
     """Pool engines: tokens the cache holds, all GPUs of one replica together."""
+
+    @property
+    def room(self) -> str:
+        """Largest context and most users in words; a nought is told as what it means."""
+        context = f"context {self.largest_context} tokens" if self.largest_context else "no context"
+        users = f"{self.most_users or 'no'} user{'' if self.most_users == 1 else 's'}"
+        shown = f"{context}; {users} at {self.context} tokens"
+        if not self.devices:
+            return "nothing: there is no device to run it on"
+        if self.verdict == "tight":
+            return f"with the margin left free: {shown}"
+        if self.verdict == "no" and not self.largest_context:
+            return "no context fits beside the weights and the margin"
+        return shown
 
     @property
     def fits(self) -> bool:

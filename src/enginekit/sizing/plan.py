@@ -11,7 +11,7 @@ from typing import Final
 
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
-from enginekit.sizing import advice
+from enginekit.sizing import advice, asked
 from enginekit.sizing.advice import excess
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.budget import Devices, devices
@@ -69,14 +69,21 @@ def plan(
         source: the local file or folder that the command line should name.
 
     Raises:
-        ValueError: an unknown quantization or cache type, or a number below one.
+        ValueError: an unknown quantization, a cache type that the engine has not got, or a number
+            below one or absurdly large.
     """
-    if users < 1 or (context is not None and context < 1):
-        raise ValueError("context and users count from 1")
+    asked.number("users", users, asked.MOST_ROWS)
+    if context is not None:
+        asked.number("context", context, asked.MOST_TOKENS)
+    for name, count in (("ubatch", ubatch), ("sequences", sequences)):
+        if count is not None:
+            asked.number(name, count, asked.MOST_ROWS)
+    if quantization is not None:
+        quantization = asked.quantization(quantization)
+    kind = policy.cache_types[0] if cache_type is None else asked.cache_type(cache_type, policy)
     found = devices(machine, policy)
     quantization = quantization or _default_quantization(model, policy)
-    types = policy.cache_types
-    setting = Setting(quantization, context or 0, users, cache_type or types[0])
+    setting = Setting(quantization, context or 0, users, kind)
     if policy.allocation == "allocate":
         sizer: Allocation | Pooling = Allocation(
             model, policy, found, ubatch or policy.ubatch, images=images
@@ -109,12 +116,14 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
 
 
 def _with_context(
-    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, asked: int | None
+    sizer: Allocation | Pooling, setting: Setting, model: ModelSpec, wanted: int | None
 ) -> tuple[Setting, str, int | None]:
     """The setting, why it has that context, and the largest on GPUs if that was searched."""
     trained = model.context_length or 4096
-    if asked is not None:
-        return setting, "as asked", None
+    if wanted is not None:
+        beyond = model.context_length and wanted > model.context_length
+        why = f"as asked, though trained for {model.context_length} only" if beyond else "as asked"
+        return setting, why, None
     if not model.causal:
         return setting._replace(context=trained), "all that the encoder reads", None
     tiers = sizer.policy.context_tiers

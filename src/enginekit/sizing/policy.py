@@ -69,6 +69,8 @@ class Policy:
     split: Literal["layers", "tensor"] = "layers"
     cache_types: tuple[str, ...] = ("f16", "q8_0", "q4_0")
     """Cache element types, most exact first."""
+    more_cache_types: tuple[str, ...] = ()
+    """Others that it takes if asked; they are not offered."""
     sampler_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Pool only: bytes per row and vocabulary entry of the sampling peak."""
     rows: tuple[tuple[int, int, int], ...] = ()
@@ -136,6 +138,7 @@ CONTEXT: Final = Policy(
     backends=_ANY_GPU,
     runtime=_LLAMACPP_RUNTIME,
     margin=1024 * MIB,  # --fit-target
+    more_cache_types=("f32", "bf16", "q5_1", "q5_0", "q4_1", "iq4_nl"),
     offload=True,
     images="file",
     command="llama-server {model}",
@@ -203,6 +206,16 @@ PAGED: Final = Policy(
     utilization=0.92,
     split="tensor",
     cache_types=("auto", "fp8"),
+    more_cache_types=(
+        "bfloat16",
+        "float16",
+        "fp8_e4m3",
+        "fp8_e5m2",
+        "fp8_inc",
+        "int8",
+        "int4",
+        "nvfp4",
+    ),
     # llm-d-benchmark, empirical vLLM memory: 38.4-39.6 B per row and entry; FlashInfer needs less.
     sampler_bytes=(12.0, 38.5, 38.5),
     rows=((160 * GIB, 16384, 1024), (70 * GIB, 8192, 1024), (0, 2048, 256)),
@@ -243,6 +256,7 @@ WARMED: Final = Policy(
     utilization=0.90,  # TGI_WIGGLE_ROOM, of all memory and not of what is left
     split="tensor",
     cache_types=("auto", "fp8_e5m2"),
+    more_cache_types=("fp8_e4m3fn",),
     sampler_bytes=(4.0, 12.0, 24.0),
     rows=((0, 4096, 128),),
     graphs=_mib(100, 300, 800),
