@@ -98,7 +98,7 @@ def test_help_names_every_command_and_fits_80_columns():
     done = enginekit("--help")
     assert done.returncode == 0
     shown = done.stdout.decode()
-    for command in ("chat", "engines", "config", "models", "pull", "trust"):
+    for command in ("chat", "engines", "config", "models", "hardware", "pull", "trust"):
         assert command in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
 

@@ -58,6 +58,18 @@ def test_the_engine_decides_the_rules(capsys):
     assert "pool " in out
 
 
+def test_weights_and_cache_together_keep_users_and_context(capsys):
+    """Neither alone is enough on two L40S; the plan that is offered then fits as it stands."""
+    asked = ["plan", "qwen3-32b", "--engine", "vllm", "--hardware", "2xl40s", "--users", "32",
+             "--context", "8192"]  # fmt: skip
+    assert main(asked) == 3
+    assert "1. fp8 + fp8 cache" in capsys.readouterr().out
+    assert main([*asked, "--quant", "fp8"]) == 3
+    assert main([*asked, "--cache", "fp8"]) == 3
+    assert main([*asked, "--quant", "fp8", "--cache", "fp8"]) == 0
+    assert "fits" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

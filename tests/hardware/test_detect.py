@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 import threading
@@ -294,4 +295,15 @@ def test_look_tells_missing_broken_and_slow_tools_apart(tmp_path: Path):
 
 def test_measured_bandwidth_is_a_plausible_rate():
     rate = cpu.measure_bandwidth(seconds=0.05, threads=1)
+    assert rate is not None
     assert 10**8 < rate < 10**13
+
+
+def test_a_module_of_the_package_does_not_take_the_place_of_a_function():
+    """The first import of a submodule sets it as an attribute of its package."""
+    code = (
+        "import importlib, pkgutil, enginekit.hardware as h\n"
+        "[importlib.import_module(f'enginekit.hardware.{m.name}') for m in pkgutil.iter_modules(h.__path__)]\n"
+        "assert all(callable(getattr(h, name)) for name in h.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
 @pytest.mark.parametrize(
-    "script", ["engine_docs.py", "suites_docs.py", "differences.py", "accuracy.py"]
+    "script",
+    ["engine_docs.py", "suites_docs.py", "differences.py", "accuracy.py", "planning_docs.py"],
 )
 def test_a_generated_page_is_fresh(script):
     done = subprocess.run(

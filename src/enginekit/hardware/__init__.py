@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from enginekit.hardware.description import machine_from_dict, machine_from_file
-    from enginekit.hardware.detect import detect
+    from enginekit.hardware.detection import detect
     from enginekit.hardware.presets import preset, preset_names
 
-__all__ = ["detect", "machine_from_dict", "machine_from_file", "preset", "preset_names"]
+__all__ = [
+    "detect",
+    "machine_from_dict",
+    "machine_from_file",
+    "preset",
+    "preset_names",
+]
 
 _HOMES = {
-    "detect": "detect",
+    "detect": "detection",
     "machine_from_dict": "description",
     "machine_from_file": "description",
     "preset": "presets",

@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -260,31 +261,54 @@ def tabled(cpu: Cpu, board: str = "") -> Cpu:
     )
 
 
-def measure_bandwidth(seconds: float = 0.3, threads: int | None = None) -> int:
+def measure_bandwidth(
+    seconds: float = 0.3, threads: int | None = None, room: int | None = None
+) -> int | None:
     """Bytes per second that copying reaches, read and write counted; about 80 % of nominal.
 
-    Each thread copies 64 MiB blocks, far larger than a cache, until the time is over. Takes
-    128 MiB per thread while it runs, so at most eight threads are used.
+    Each thread copies blocks of 64 MiB, far larger than a cache, until the time is over, and takes
+    128 MiB while it runs. Eight threads at most, and no more than have room.
+
+    Args:
+        seconds: how long to copy.
+        threads: how many at once; None: one for each logical CPU.
+        room: bytes that may be taken; None: as many as the threads need.
+
+    Returns:
+        None where there is no room for a single thread.
     """
-    count = max(1, min(threads or os.cpu_count() or 1, 8))
     block = 64 * 1024 * 1024
+    count = max(1, min(threads or os.cpu_count() or 1, 8))
+    if room is not None:
+        count = min(count, room // (2 * block))
+    if count < 1:
+        return None
     copied = [0] * count
+    # Taken here: a thread that fails for want of memory would leave the others waiting.
+    pairs = [
+        (ctypes.create_string_buffer(block), ctypes.create_string_buffer(block))
+        for _ in range(count)
+    ]
     barrier = threading.Barrier(count + 1)
 
     def work(slot: int) -> None:
-        source = ctypes.create_string_buffer(block)
-        target = ctypes.create_string_buffer(block)
+        source, target = pairs[slot]
         ctypes.memset(source, 1, block)
         ctypes.memset(target, 2, block)
-        barrier.wait()
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            ctypes.memmove(target, source, block)
-            copied[slot] += 2 * block
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait()
+            end = time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                ctypes.memmove(target, source, block)
+                copied[slot] += 2 * block
 
     workers = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(count)]
-    for worker in workers:
-        worker.start()
+    try:
+        for worker in workers:
+            worker.start()
+    except RuntimeError:  # the system gives no further thread
+        barrier.abort()
+        raise
     barrier.wait()
     begun = time.perf_counter()
     for worker in workers:

@@ -14,6 +14,7 @@ from enginekit.errors import ConfigError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.kit import embedded
+from enginekit.kit.bandwidth import with_bandwidth
 from enginekit.kit.serving import is_address, is_file_address, model_of_server
 from enginekit.sizing.calibration import Calibration, Measurement, calibrate
 from enginekit.sizing.outcome import Plan
@@ -138,11 +139,14 @@ def model_of(model: str | os.PathLike[str]) -> ModelSpec:
 
 
 def machine_of(hardware: str | os.PathLike[str] | None) -> Machine:
-    """Facts of a machine: None is this one, a file is read, else a preset."""
+    """Facts of a machine: None is this one, a file is read, else a preset.
+
+    Of this one the memory bandwidth is measured, once, where nothing else tells it.
+    """
     from enginekit import hardware as looking
 
     if hardware is None:
-        return looking.detect()
+        return with_bandwidth(looking.detect())
     name = os.fspath(hardware)
     # A pipe is a file too: --hardware <(ssh other enginekit doctor --json). os.path.exists takes
     # any text, where a Path raises for one that is too long.

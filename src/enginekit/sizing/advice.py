@@ -28,6 +28,9 @@ _FEWER_BITS: Final = 4.0
 """Below so many bits per weight answers get visibly worse."""
 
 
+_FINE_CACHES: Final = ("q8_0", "fp8", "fp8_e5m2")
+
+
 def excess(sizer: Sizer, setting: Setting, place: Place, *, margin: bool = True) -> int:
     """Bytes missing on the tightest device. The place is one of the sizer's own."""
     own: Any = place
@@ -39,8 +42,9 @@ def fixes(
 ) -> tuple[Fix, ...]:
     """Single changes that make it fit on the GPUs, then host memory, cheapest loss first.
 
-    If no single change is enough, one combination is tried: the least context, a small cache and
-    the smallest quantization.
+    Where neither a smaller cache nor a smaller quantization is enough, both together may keep
+    context and users. If nothing is, one combination is tried: the least context, a small cache
+    and the smallest quantization.
     """
     place = sizer.places()[-1]
     flags = sizer.policy.flags
@@ -54,9 +58,12 @@ def fixes(
     for kind in sizer.policy.cache_types:
         if kind == setting.cache_type or not fits(setting._replace(cache_type=kind)):
             continue
-        loss = "hardly measurable" if kind in ("q8_0", "fp8", "fp8_e5m2") else "long answers drift"
+        loss = "hardly measurable" if kind in _FINE_CACHES else "long answers drift"
         found.append(_fix(f"{kind} cache", loss, _flag(flags, "cache_type", kind), sizer, place))
         break
+    smaller = _smaller_weights(sizer, setting, place)
+    if not found and not smaller:
+        found += _weights_and_cache(sizer, setting, place)
     if setting.users > 1:
         users = largest(lambda n: excess(sizer, setting._replace(users=n), place), 1, setting.users)
         if 1 <= users < setting.users:
@@ -67,7 +74,7 @@ def fixes(
                 )
             )
     found += _smaller_context(sizer, setting, place)
-    found += _smaller_weights(sizer, setting, place)
+    found += smaller
     if isinstance(sizer, Allocation) and sizer.devices.gpus and verdict != "fits":
         offloaded = sizer.offloaded(setting)
         if offloaded is not None:
@@ -161,6 +168,22 @@ def _smaller_weights(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
         cost = "answers get worse" if width < _FEWER_BITS else "little, if it is a good conversion"
         return [_fix(name, cost, "", sizer, place)]
     return []
+
+
+def _weights_and_cache(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
+    """A finer loss in two places that keeps every user and the whole context."""
+    kinds = sizer.policy.cache_types
+    if len(kinds) < 2 or setting.cache_type != kinds[0]:
+        return []
+    found = _smaller_weights(sizer, setting._replace(cache_type=kinds[1]), place)
+    return [
+        replace(
+            fix,
+            change=f"{fix.change} + {kinds[1]} cache",
+            flags=_flag(sizer.policy.flags, "cache_type", kinds[1]),
+        )
+        for fix in found
+    ]
 
 
 def _offload(sizer: Allocation, place: Placement) -> Fix:

@@ -5,6 +5,7 @@ What failed is part of the answer: `Machine.probes` has a line for each probe wi
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -42,7 +43,8 @@ def detect(
         timeout: seconds for everything; probes run side by side.
         look: how to reach files and tools; the real ones if not given.
         system: operating system; this one if not given.
-        measure: measure memory bandwidth (0.3 s, up to 1 GiB of RAM) instead of reading the table.
+        measure: measure memory bandwidth where neither a table nor the system knows it, as on a
+            virtual machine (0.3 s, up to 1 GiB of RAM and a quarter of what is free).
     """
     look = Look(timeout) if look is None else look
     system = os_.current_system() if system is None else system
@@ -60,9 +62,7 @@ def detect(
         seen = {gpu.vendor for gpu in gpus}
         gpus.extend(gpu for gpu in value.get("windows") or () if gpu.vendor not in seen)
     if measure:
-        rate = cpu.measure_bandwidth()
-        how = {**found_cpu.how, "bandwidth_bytes_per_second": "measured by copying for 0.3 s"}
-        found_cpu = replace(found_cpu, bandwidth_bytes_per_second=rate, how=how)
+        found_cpu = measured(found_cpu, found_memory)
     return Machine(
         gpus=marked(tuple(gpus), look.environ),
         cpu=found_cpu,
@@ -133,6 +133,19 @@ def _attempt(name: str, probe: Callable[[], Any]) -> _Answer:
         detail = f"{len(value)} device" + ("" if len(value) == 1 else "s")
         return _Answer(value, Probe(name=name, outcome="ok" if value else "absent", detail=detail))
     return _Answer(value, Probe(name=name, outcome="ok"))
+
+
+def measured(found: Cpu, ram: Memory) -> Cpu:
+    """The CPU with a memory bandwidth measured now, unless it is known or there is no room."""
+    if found.bandwidth_bytes_per_second is not None:
+        return found
+    threads = math.ceil(found.usable_cores) if found.usable_cores else None
+    try:
+        rate = cpu.measure_bandwidth(threads=threads, room=(ram.usable_bytes or 0) // 4)
+    except (MemoryError, RuntimeError):  # no memory after all, or no further thread
+        return found
+    how = {**found.how, "bandwidth_bytes_per_second": "measured by copying for 0.3 s"}
+    return found if rate is None else replace(found, bandwidth_bytes_per_second=rate, how=how)
 
 
 def _usable(found: Cpu, ram: Memory | None) -> Cpu:
