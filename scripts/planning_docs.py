@@ -24,6 +24,7 @@ def run(command: list[str], folder: str) -> str:
         name: value for name, value in os.environ.items() if not name.startswith("ENGINEKIT_")
     }
     environment |= {"ENGINEKIT_CACHE_DIR": folder, "COLUMNS": "80", "NO_COLOR": "1"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, cwd=folder, env=environment
     )
