@@ -19,13 +19,7 @@ if TYPE_CHECKING:
     from enginekit.hardware.detection import detect
     from enginekit.hardware.presets import preset, preset_names
 
-__all__ = [
-    "detect",
-    "machine_from_dict",
-    "machine_from_file",
-    "preset",
-    "preset_names",
-]
+__all__ = ["detect", "machine_from_dict", "machine_from_file", "preset", "preset_names"]
 
 _HOMES = {
     "detect": "detection",
