@@ -214,6 +214,17 @@ def test_absurd_fields_are_refused_by_name(change: dict[str, Any], field: str) -
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("name", ["time_step_rank", "mamba_dt_rank"])
+@pytest.mark.parametrize("value", [-(2**70), -1, 2**30, "160", True])
+def test_an_absurd_rank_of_mambas_step_is_refused_by_name(name: str, value: object) -> None:
+    """Found by 100,000 examples: -2^70 made weights of minus 10^26 bytes."""
+    config = next(config for config, *_ in OTHERS.values() if config["model_type"] == "mamba")
+    config = {key: item for key, item in config.items() if key != "time_step_rank"}
+    hf_config.to_spec(config | {name: "auto"})
+    with pytest.raises(ModelFileError, match=name):
+        hf_config.to_spec(config | {name: value})
+
+
 def test_a_list_is_no_config() -> None:
     with pytest.raises(ModelFileError, match="JSON object"):
         hf_config.to_spec([])  # type: ignore[arg-type]

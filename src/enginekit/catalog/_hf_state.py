@@ -198,15 +198,13 @@ def _mamba(keys: Config, architecture: str, hidden: int) -> Recurrent:
     if architecture in ("mamba", "jamba"):
         expand = keys.number("expand", "mamba_expand", limit=64, default=2)
         inner = keys.number("intermediate_size", limit=1 << 22) if architecture == "mamba" else 0
-        rank = keys.data.get("time_step_rank", keys.data.get("mamba_dt_rank"))
-        steps = rank if isinstance(rank, int) else -(-hidden // 16)
         return _layout.ssm(
             "mamba1",
             inner=inner or expand * hidden,
             state=state,
             groups=0,
             conv=conv,
-            heads=steps,
+            heads=_step_rank(keys, hidden),
         )
     expand = keys.number("mamba_expand", "expand", limit=64, default=2)
     inner = keys.number("mamba_d_ssm", limit=1 << 22) or heads * head_dim or expand * hidden
@@ -218,3 +216,12 @@ def _mamba(keys: Config, architecture: str, hidden: int) -> Recurrent:
         conv=conv,
         heads=heads,
     )
+
+
+def _step_rank(keys: Config, hidden: int) -> int:
+    """Mamba's rank of the step; "auto" is a sixteenth of the width."""
+    for name in ("time_step_rank", "mamba_dt_rank"):
+        value = keys.data.get(name)
+        if value not in (None, "auto"):
+            return keys.checked(name, value, 1 << 20)
+    return -(-hidden // 16)
