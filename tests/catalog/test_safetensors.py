@@ -17,10 +17,11 @@ from tests.catalog.configs import CATALOG
 def blob(header: dict[str, Any], data: int | None = None) -> bytes:
     """A file with that header and zeros after it."""
     raw = json.dumps(header).encode()
-    ends = [e["data_offsets"][1] for e in header.values() if "data_offsets" in e]
-    return (
-        len(raw).to_bytes(8, "little") + raw + bytes(max(ends, default=0) if data is None else data)
-    )
+    if data is None:
+        data = max(
+            (e["data_offsets"][1] for e in header.values() if "data_offsets" in e), default=0
+        )
+    return len(raw).to_bytes(8, "little") + raw + bytes(data)
 
 
 def parse(data: bytes) -> tuple[safetensors.StoredTensor, ...]:
@@ -71,6 +72,12 @@ def test_a_header_longer_than_the_first_read_is_read_on() -> None:
         (blob({"a": entry("BF16", [4], 0, 9)}), "cannot take 9 bytes"),
         (blob({"a": entry("BF16", [-4], 0, 8)}), "absurd"),
         (blob({"a": entry("BF16", [1 << 62], 0, 8)}), "absurd"),
+        (blob({"a": entry("BF16", [1 << 61] * 300_000, 0, 8)}), "absurd"),
+        (blob({"a": entry("BF16", [0] * 300_000, 0, 0)}), "absurd"),
+        (blob({"a": entry("BF16", [float("nan")], 0, 8)}), "absurd"),
+        (blob({"a": entry("BF16", ["4"], 0, 8)}), "absurd"),
+        (blob({"a": {**entry("BF16", [4], 0, 8), "data_offsets": [0]}}, 8), "lacks"),
+        (blob({"a": [1, 2]}, 8), "lacks"),
         (blob({"a": entry("BF16", [4], 8, 0)}, 8), "cannot take"),
         (blob({"a": entry("U8", [8], 0, 8), "b": entry("U8", [8], 4, 12)}), "inside the one"),
         (blob({"a": entry("U8", [8], 0, 8)}, 4), "only 4 follow"),
@@ -134,6 +141,23 @@ def test_roles(name: str, role: str) -> None:
                 "metal/model.bin",
             ],
             ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ),
+        (
+            # Shards of an earlier upload were left behind, and some of another that was cut.
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model-00001-of-00003.safetensors",
+                "model-00002-of-00003.safetensors",
+                "model-00003-of-00003.safetensors",
+                "model-00002-of-00009.safetensors",
+                "consolidated.safetensors",
+            ],
+            [
+                "model-00001-of-00003.safetensors",
+                "model-00002-of-00003.safetensors",
+                "model-00003-of-00003.safetensors",
+            ],
         ),
         (
             ["consolidated.safetensors", "model-00001-of-00001.safetensors"],

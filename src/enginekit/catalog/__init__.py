@@ -110,6 +110,13 @@ def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
     place = Path(folder)
     config_path = place / "config.json"
     if not config_path.exists():
+        if (place / "adapter_config.json").exists():
+            base = _json(place / "adapter_config.json").get("base_model_name_or_path")
+            raise ModelFileError(
+                f"{place}: is an adapter (LoRA), no model",
+                field="config.json",
+                hint=f"enginekit plan {base}" if isinstance(base, str) and base else None,
+            )
         found = sorted(file.name for file in place.glob("*.gguf"))
         raise ModelFileError(
             f"{place}: no config.json",

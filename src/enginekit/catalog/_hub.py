@@ -58,7 +58,10 @@ def token() -> str | None:
 def check_online() -> None:
     """Raise DownloadError where `HF_HUB_OFFLINE` forbids every request."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
-        raise DownloadError("HF_HUB_OFFLINE is set, so the Hub is not asked")
+        raise DownloadError(
+            "HF_HUB_OFFLINE is set, so the Hub is not asked",
+            hint="unset HF_HUB_OFFLINE, or name a local file",
+        )
 
 
 def look_up(repo: str, file: str, revision: str) -> Remote:

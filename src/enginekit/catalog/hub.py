@@ -88,6 +88,10 @@ class Hub:
         files = self.files(repo, revision)
         names = [each.path for each in files]
         if file and file not in names:
+            inside = [name for name in names if name.startswith(file.rstrip("/") + "/")]
+            chosen = choose_gguf(inside, quantization)
+            if chosen:
+                return self._gguf(repo, revision, files, chosen)
             raise ModelNotFound(
                 f"{repo} has no file {file!r}",
                 hint=f"it has: {', '.join(n for n in names if n.endswith('.gguf'))[:300]}",
@@ -100,12 +104,26 @@ class Hub:
         chosen = choose_gguf(names, quantization)
         if chosen:
             return self._gguf(repo, revision, files, chosen)
+        if quantization and ("config.json" in names or choose_gguf(names)):
+            raise _no_quantization(repo, names, quantization)
         if "config.json" in names:
             return self._safetensors(repo, revision, files)
-        wanted = f" of quantization {quantization}" if quantization else ""
+        if "adapter_config.json" in names:
+            raise self._adapter(repo, revision)
         raise ModelNotFound(
-            f"{repo} has no config.json and no GGUF file{wanted}",
-            hint=f"it has: {', '.join(names)[:300]}",
+            f"{repo} has no config.json and no GGUF file",
+            hint=f"it has: {', '.join(names)[:300] or 'no files at all'}",
+            model=repo,
+        )
+
+    def _adapter(self, repo: str, revision: str) -> ModelNotFound:
+        """The error for a repository that has an adapter only; names the model it is for."""
+        base = self._file_json(repo, revision, "adapter_config.json").get("base_model_name_or_path")
+        known = isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/"))
+        return ModelNotFound(
+            f"{repo} is an adapter (LoRA), no model"
+            + (f"; it is for {base}" if isinstance(base, str) and base else ""),
+            hint=f"enginekit plan hf://{base}" if known else "name the model that it is for",
             model=repo,
         )
 
@@ -151,7 +169,10 @@ class Hub:
         chosen = safetensors.one_copy(names)
         sizes = {each.path: each.size for each in files}
         on_disk = sum(sizes[name] for name in chosen)
-        if not chosen or not all(name.endswith(".safetensors") for name in chosen):
+        if not chosen:
+            # A configuration alone: the weights are what its dimensions make of them.
+            return spec
+        if not all(name.endswith(".safetensors") for name in chosen):
             return replace(spec, format="pytorch", weight_bytes=on_disk, file_bytes=on_disk)
         if len(chosen) > MAX_SHARDS:
             total = self._index_total(repo, revision, names) or on_disk
@@ -195,13 +216,22 @@ class Hub:
         return headers
 
     def _get(self, repo: str, revision: str, path: str, part: Range) -> tuple[int, bytes]:
-        return self._fetch(self._url(repo, revision, path), self._headers(), part)
+        return self._ask(self._url(repo, revision, path), part)
+
+    def _ask(self, url: str, part: Range) -> tuple[int, bytes]:
+        try:
+            return self._fetch(url, self._headers(), part)
+        except DownloadError as error:
+            raise DownloadError(
+                error.message,
+                hint="use a local file or a catalog name, or set HF_ENDPOINT to a mirror",
+            ) from error
 
     def _reader(self, repo: str, revision: str, path: str) -> Callable[[int, int], bytes]:
         def get(part: Range) -> tuple[int, bytes]:
             return self._get(repo, revision, path, part)
 
-        return _ranges(get, lambda status: self._check(status, f"{repo}/{path}"))
+        return _ranges(get, lambda status, body: self._check(status, f"{repo}/{path}", body))
 
     def _file_json(self, repo: str, revision: str, path: str) -> dict[str, Any]:
         answer = self._json(self._url(repo, revision, path), f"{repo}/{path}")
@@ -210,25 +240,52 @@ class Hub:
         return answer
 
     def _json(self, url: str, what: str) -> Any:
-        status, body = self._fetch(url, self._headers(), (0, MAX_JSON))
-        self._check(status, what)
+        status, body = self._ask(url, (0, MAX_JSON))
+        self._check(status, what, body)
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise ModelFileError(f"{what}: no JSON: {error}", field="json") from error
 
-    def _check(self, status: int, what: str) -> None:
+    def _check(self, status: int, what: str, body: bytes = b"") -> None:
         if status < 300:
             return
+        message = f"{what}: the hub at {self.endpoint} answered {status}{_said(body)}"
+        page = f"{self.endpoint}/{'/'.join(what.removeprefix('repository ').split('/')[:2])}"
+        token = "HF_TOKEN is not valid there (hf auth login)" if self.token else "set HF_TOKEN"
+        hint = {
+            401: f"{token}: the repository is private or gated, or its name is misspelt",
+            403: f"accept the model's licence on {page}; HF_TOKEN must be allowed to read it",
+            404: f"check the name and the revision on {page}; HF_TOKEN must be allowed to read a "
+            "private repository",
+            429: "wait a few minutes, or set HF_TOKEN: who is known may ask more often",
+        }.get(status)
         if status in (401, 403, 404):
-            raise ModelNotFound(
-                f"{what}: the hub at {self.endpoint} answered {status}",
-                hint="check the name; a gated or private repository needs HF_TOKEN and its "
-                "licence accepted",
-                model=what,
-                status=status,
-            )
-        raise DownloadError(f"{what}: the hub at {self.endpoint} answered {status}", status=status)
+            raise ModelNotFound(message, hint=hint, model=what, status=status)
+        raise DownloadError(message, hint=hint, status=status)
+
+
+def _said(body: bytes) -> str:
+    """What a server gave as its reason, on one line, after a colon; "" if that is no text."""
+    text = body[:2000].decode("utf-8", "replace").strip()
+    try:
+        found = json.loads(text)
+        text = found["error"] if isinstance(found["error"], str) else ""
+    except (ValueError, LookupError, TypeError):
+        pass
+    line = " ".join(text.split())
+    return f": {line[:200]}" if line and not line.startswith(("<", "{", "[")) else ""
+
+
+def _no_quantization(repo: str, names: Sequence[str], wanted: str) -> ModelNotFound:
+    labels = sorted({label for label in map(_label_of, _first_parts(names)) if label})
+    if labels:
+        hint = f"it has {', '.join(labels)}"
+    elif choose_gguf(names):
+        hint = f"name the file: hf://{repo}/{choose_gguf(names)}"
+    else:
+        hint = f"enginekit plan hf://{repo} --quant {wanted}    (estimates what it would be)"
+    return ModelNotFound(f"{repo} has no GGUF file of quantization {wanted}", hint=hint, model=repo)
 
 
 def describe_url(url: str, *, fetch: Fetch | None = None) -> ModelSpec:
@@ -254,7 +311,7 @@ def describe_url(url: str, *, fetch: Fetch | None = None) -> ModelSpec:
         def get(wanted: Range, address: str = address) -> tuple[int, bytes]:
             return ask(address, {"Accept-Encoding": "identity"}, wanted)
 
-        def check(status: int, address: str = address) -> None:
+        def check(status: int, body: bytes, address: str = address) -> None:
             if status in (404, 410):
                 raise ModelNotFound(
                     f"{address}: no such file (status {status})",
@@ -262,8 +319,15 @@ def describe_url(url: str, *, fetch: Fetch | None = None) -> ModelSpec:
                     model=url,
                     status=status,
                 )
+            if status in (401, 403):
+                raise DownloadError(
+                    f"{address}: status {status}{_said(body)}: the host wants to know who asks, and "
+                    "no key or token is sent to an address",
+                    hint=f"fetch it yourself, then: enginekit plan {name}",
+                    status=status,
+                )
             if status >= 300:
-                raise DownloadError(f"{address}: status {status}", status=status)
+                raise DownloadError(f"{address}: status {status}{_said(body)}", status=status)
 
         headers.append(gguf.parse(_ranges(get, check), source=address, window=WINDOW))
     joined = headers[0] if len(headers) == 1 else gguf.join(headers, url)
@@ -271,7 +335,7 @@ def describe_url(url: str, *, fetch: Fetch | None = None) -> ModelSpec:
 
 
 def _ranges(
-    get: Callable[[Range], tuple[int, bytes]], check: Callable[[int], None]
+    get: Callable[[Range], tuple[int, bytes]], check: Callable[[int, bytes], None]
 ) -> Callable[[int, int], bytes]:
     """`read(offset, length)` over requests for ranges; `check` raises for a status of refusal."""
 
@@ -279,7 +343,7 @@ def _ranges(
         status, body = get((offset, length))
         if status == 416:
             return b""
-        check(status)
+        check(status, body)
         # 200 means that the range was ignored and the body starts at byte 0.
         return body[offset : offset + length] if status == 200 else body[:length]
 
@@ -291,14 +355,7 @@ def choose_gguf(names: Sequence[str], quantization: str = "") -> str:
 
     Without a wish: the only one, else Q4_K_M, else the usual next best.
     """
-    models = [
-        name
-        for name in names
-        if name.endswith(".gguf")
-        and "mmproj" not in name.lower()
-        and not name.lower().rsplit("/", 1)[-1].startswith(("imatrix", "ggml-vocab"))
-    ]
-    firsts = [name for name in models if gguf.split_names(name)[0] == name]
+    firsts = _first_parts(names)
     if not quantization and len(firsts) == 1:
         return firsts[0]
     wishes = [quantization] if quantization else ["Q4_K_M", "MXFP4", "Q4_0", "Q5_K_M", "Q8_0"]
@@ -310,6 +367,18 @@ def choose_gguf(names: Sequence[str], quantization: str = "") -> str:
         if labelled:
             return min(labelled, key=lambda name: (len(name), name))
     return "" if quantization else (firsts[0] if firsts else "")
+
+
+def _first_parts(names: Sequence[str]) -> list[str]:
+    """The GGUF files of models, of split ones the first part."""
+    models = [
+        name
+        for name in names
+        if name.endswith(".gguf")
+        and "mmproj" not in name.lower()
+        and not name.lower().rsplit("/", 1)[-1].startswith(("imatrix", "ggml-vocab"))
+    ]
+    return [name for name in models if gguf.split_names(name)[0] == name]
 
 
 def _label_of(name: str) -> str:
@@ -358,9 +427,10 @@ def http_fetch(url: str, headers: Mapping[str, str], part: Range) -> tuple[int, 
                 return response.status, _limited(response, part)
     except (urllib3.exceptions.HTTPError, OSError) as error:
         host = urlsplit(url).netloc
+        reason = "its name is not known" if "Failed to resolve" in str(error) else str(error)
         raise DownloadError(
-            f"{host} cannot be reached: {error}",
-            hint="use a local file or a catalog name, or set HF_ENDPOINT to a mirror",
+            f"{host} cannot be reached: {reason}",
+            hint="check the address, or fetch the file and name it: enginekit plan FILE.gguf",
         ) from error
     raise DownloadError(f"{url}: more than five redirects")
 

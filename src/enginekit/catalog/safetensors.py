@@ -24,6 +24,7 @@ Read = Callable[[int, int], bytes]
 MAX_HEADER: Final = 32 << 20
 """The format allows 100 MB; the largest header seen is under 4 MB, and JSON grows tenfold."""
 FIRST_READ: Final = 1 << 16
+MAX_RANK: Final = 16
 
 _BITS: Final[Mapping[str, int]] = {
     "BOOL": 8,
@@ -149,7 +150,9 @@ def _checked(
     bits = _BITS.get(dtype) if isinstance(dtype, str) else None
     if bits is None:
         raise ModelFileError(f"{source}: tensor {name[:80]!r} has dtype {dtype!r:.40}", field=name)
-    sizes = tuple(_whole(size) for size in shape) if isinstance(shape, list) else (-1,)
+    # Products of a million sizes would take hours: no tensor has more than a few dimensions.
+    listed = isinstance(shape, list) and len(shape) <= MAX_RANK
+    sizes = tuple(map(_whole, shape)) if listed and isinstance(shape, list) else (-1,)
     first, last = _whole(begin), _whole(end)
     if min(*sizes, first, last) < 0:
         raise ModelFileError(
@@ -256,6 +259,7 @@ def one_copy(files: Sequence[str]) -> tuple[str, ...]:
     top = [f for f in tensors if "/" not in f]
     tensors = top or tensors
     main = [f for f in tensors if not f.rsplit("/", 1)[-1].startswith("consolidated")]
+    main = _one_set(main)
     sharded = [f for f in main if _SHARD.search(f)]
     # A repository may hold both the shards and the single file that they were cut from.
     single = [f for f in main if f == "model.safetensors"]
@@ -267,6 +271,24 @@ def one_copy(files: Sequence[str]) -> tuple[str, ...]:
         for f in here
         if f.startswith("pytorch_model") and f.endswith(".bin") and "optimizer" not in f
     )
+
+
+def _one_set(files: Sequence[str]) -> list[str]:
+    """The files without further sets of the same shards: `-of-00002` left beside `-of-00005`.
+
+    Of several sets those that are whole count, and of these the one of most files.
+    """
+    sets: dict[str, dict[int, list[str]]] = {}
+    for name in files:
+        match = _SHARD.search(name)
+        if match is not None:
+            stem = name[: match.start()]
+            sets.setdefault(stem, {}).setdefault(int(match[2]), []).append(name)
+    dropped: set[str] = set()
+    for found in sets.values():
+        best = max(found, key=lambda count: (len(found[count]) == count, count))
+        dropped.update(name for count in found if count != best for name in found[count])
+    return [name for name in files if name not in dropped]
 
 
 def read_folder(folder: str | os.PathLike[str]) -> tuple[tuple[StoredTensor, ...], int]:

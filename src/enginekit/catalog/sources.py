@@ -28,6 +28,7 @@ from enginekit.catalog.download import (
     step,
 )
 from enginekit.errors import (
+    ConfigError,
     DownloadError,
     DownloadTooLarge,
     ModelFileError,
@@ -84,14 +85,18 @@ def parse_hub(name: str) -> HubName:
     Raises:
         DownloadError: it has no repository or no file.
     """
-    rest, _, revision = name.removeprefix("hf://").partition("@")
-    parts = rest.split("/")
-    if len(parts) < 3 or not all(parts):
+    from enginekit.catalog._hub_names import hub_name
+
+    try:
+        found = hub_name(name, "")
+    except ConfigError:
+        found = None
+    if found is None or not found.file:
         raise DownloadError(
             f"{name!r} does not name a file on the Hub",
             hint="write hf://OWNER/REPOSITORY/FILE.gguf, optionally @REVISION",
         )
-    return HubName(repo="/".join(parts[:2]), file="/".join(parts[2:]), revision=revision or "main")
+    return HubName(repo=found.repo, file=found.file, revision=found.revision)
 
 
 def cache_dir() -> Path:

@@ -10,12 +10,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from enginekit import registry
-from enginekit.errors import ConfigError
+from enginekit.catalog import _hub
+from enginekit.catalog._hub_names import HubName, hub_name
+from enginekit.errors import ConfigError, DownloadError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.kit import embedded
 from enginekit.kit.bandwidth import with_bandwidth
-from enginekit.kit.serving import is_address, is_file_address, model_of_server
+from enginekit.kit.serving import SCHEMES, is_address, is_file_address, model_of_server
 from enginekit.sizing.calibration import Calibration, Measurement, calibrate
 from enginekit.sizing.outcome import Plan
 from enginekit.sizing.plan import plan as compute
@@ -44,9 +46,9 @@ def plan(
     """Say whether and how a model runs on a machine under an engine.
 
     Args:
-        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]`, the address of a GGUF
-            file (`https://host/file.gguf`) or of a running server (`http://host:port[#NAME]`), or
-            facts at hand.
+        model: a catalog name, GGUF file, folder, `hf://owner/repo[:QUANT]` or a page of the Hub, the
+            address of a GGUF file (`https://host/file.gguf`) or of a running server
+            (`http://host:port[#NAME]`), or facts at hand.
         hardware: a preset (`4xrtx4090`), a JSON or TOML file, facts; None: this computer.
         engine: engine name; None: the one of that server, else the embedded llama.cpp.
         engine_version: the server's version; loads measured with exactly it correct the estimate.
@@ -70,7 +72,7 @@ def plan(
         ModelFileError: a file is broken or no model.
         DownloadError: a repository cannot be read.
     """
-    if isinstance(model, str) and is_address(model) and not is_file_address(model):
+    if isinstance(model, str) and _is_server(model):
         served = model_of_server(model)
         spec, source = served.spec, ""
         engine, engine_version = engine or served.engine, engine_version or served.version
@@ -108,34 +110,48 @@ def plan(
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:
     """Facts of a model by name, path, address of a GGUF file or of a server, or name on the Hub.
 
-    A name on the Hub is `hf://owner/repo[:QUANT]` or `hf://owner/repo/file.gguf[@REVISION]`; it is
-    read from `HF_ENDPOINT` with the user's token.
+    A name on the Hub is `hf://owner/repo[:QUANT]`, `hf://owner/repo/file.gguf[@REVISION]` or an
+    address of its site; it is read from `HF_ENDPOINT` with the user's token, and not at all under
+    `HF_HUB_OFFLINE`. That variable is about the Hub: other hosts are asked in spite of it.
     """
     from enginekit import catalog
 
     name = os.fspath(model)
-    if is_file_address(name):
-        return catalog.describe_url(name)
-    if is_address(name):
+    if _is_server(name):
         return model_of_server(name).spec
-    if not name.startswith("hf://"):
-        return catalog.describe(model)
-    from enginekit.catalog import _hub
+    wanted = _on_hub(name)
+    if wanted is None:
+        return catalog.describe_url(name) if is_file_address(name) else catalog.describe(model)
+    known = catalog.find(wanted.repo)
+    try:
+        _hub.check_online()
+        return catalog.describe_repo(
+            wanted.repo,
+            quantization=wanted.quantization,
+            file=wanted.file,
+            revision=wanted.revision,
+            endpoint=_hub.endpoint(),
+            token=_hub.token(),
+        )
+    except DownloadError as error:
+        if known is None or getattr(error, "status", None):
+            raise
+        raise DownloadError(
+            error.message, hint=f"enginekit plan {known.name}    (the catalog knows that model)"
+        ) from error
 
-    place, _, revision = name.removeprefix("hf://").partition("@")
-    place, _, quantization = place.partition(":")
-    parts = place.split("/")
-    if len(parts) < 2 or not all(parts[:2]):
-        raise ConfigError(f"{name}: write hf://owner/repo, with :QUANT or /file.gguf after it")
-    _hub.check_online()
-    return catalog.describe_repo(
-        "/".join(parts[:2]),
-        quantization=quantization,
-        file="/".join(parts[2:]),
-        revision=revision or "main",
-        endpoint=_hub.endpoint(),
-        token=_hub.token(),
-    )
+
+def _on_hub(name: str) -> HubName | None:
+    """The repository that a name means; names that the catalog knows are its own."""
+    from enginekit import catalog
+
+    if not name.startswith(("hf://", *SCHEMES)) and catalog.find(name) is not None:
+        return None
+    return hub_name(name, _hub.endpoint())
+
+
+def _is_server(name: str) -> bool:
+    return is_address(name) and not is_file_address(name) and _on_hub(name) is None
 
 
 def machine_of(hardware: str | os.PathLike[str] | None) -> Machine:
@@ -167,6 +183,8 @@ def engine_policy(engine: str) -> Policy:
 
 def _local(model: str | os.PathLike[str]) -> str:
     """The file or folder to name in a command; of an address the file that it would be saved as."""
+    if isinstance(model, str) and _on_hub(model) is not None:
+        return ""
     if isinstance(model, str) and is_file_address(model):
         return urlsplit(model).path.rpartition("/")[2]
     path = Path(os.fspath(model)).expanduser()
