@@ -195,7 +195,7 @@ def render() -> str:
         f"Error of the total: median {100 * ordered[len(ordered) // 2]:.2f} %, lowest "
         f"{100 * min(errors):+.2f} %, 95 % of the plans within "
         f"{100 * ordered[int(0.95 * len(ordered))]:.2f} %, all within {100 * ordered[-1]:.2f} %. What "
-        "differs is the compute buffer: it is high for some mixtures of experts and for Mamba-2.\n",
+        "differs is the compute buffer: it is high for Mamba-2 at several slots.\n",
         "Gemma 4: on the processor this llama.cpp counts the tied table twice in its plan (it makes "
         "the output before the input table). Here it is added to our figure too; a load maps both "
         "onto the same pages.\n",

@@ -21,6 +21,11 @@ with (Path(__file__).parent / "compute_mib.csv").open() as _file:
     ROWS = list(csv.DictReader(_file))
 
 
+LATER = {"gemma4-e2b": 17.5}
+"""MiB that b11549 takes beside what b11434, whose rows these are, took: a second copy of the inputs
+per layer. The oracle (`tests/oracle`) asks the newer one."""
+
+
 def compute(name: str, context: int, slots: int, outputs: int, *, flash: bool = True) -> float:
     spec = describe(name)
     cells = llamacpp_cache(spec, context, slots=slots).sliding_cells
@@ -35,8 +40,10 @@ def test_there_are_45_models() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["model"])
 def test_server_buffers_are_the_dry_runs(row: dict[str, str]) -> None:
     """llama-server, four slots: every model at 8k and 128k, to the printed MiB."""
-    assert compute(row["model"], 8192, 4, 4) == pytest.approx(float(row["server_8k"]), abs=1.5)
-    assert compute(row["model"], 131072, 4, 4) == pytest.approx(float(row["server_128k"]), abs=1.5)
+    later = LATER.get(row["model"], 0.0)
+    for column, context in (("server_8k", 8192), ("server_128k", 131072)):
+        theirs = float(row[column]) + later
+        assert compute(row["model"], context, 4, 4) == pytest.approx(theirs, abs=1.5)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["model"])

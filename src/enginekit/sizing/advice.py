@@ -10,6 +10,7 @@ from typing import Any, Final
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
 from enginekit.sizing.policy import GIB
 from enginekit.sizing.pool import Pooling, Shards
@@ -23,6 +24,9 @@ Place = Placement | Shards
 
 _LEAST_CONTEXT: Final = 1024
 """A smaller context is no help to anybody."""
+
+_BATCH: Final = 2048
+"""llama.cpp's `-b` where nobody gives it."""
 
 _FEWER_BITS: Final = 4.0
 """Below so many bits per weight answers get visibly worse."""
@@ -56,7 +60,9 @@ def fixes(
     found += _without_images(sizer, setting, place)
     found += _fewer_sequences(sizer, setting, place)
     for kind in sizer.policy.cache_types:
-        if kind == setting.cache_type or not fits(setting._replace(cache_type=kind)):
+        if kind == setting.cache_type or _refused(sizer, kind):
+            continue
+        if not fits(setting._replace(cache_type=kind)):
             continue
         loss = "hardly measurable" if kind in _FINE_CACHES else "long answers drift"
         found.append(_fix(f"{kind} cache", loss, _flag(flags, "cache_type", kind), sizer, place))
@@ -86,6 +92,12 @@ def fixes(
     if not found:
         found += _more_gpus(sizer, setting)
     return tuple(found)
+
+
+def _refused(sizer: Sizer, cache_type: str) -> bool:
+    if not isinstance(sizer, Allocation):
+        return False
+    return bool(llamacpp_refusal(sizer.spec, cache_type, flash=sizer.flash))
 
 
 def _flag(flags: Mapping[str, str], name: str, value: str) -> str:
@@ -200,6 +212,7 @@ def _offload(sizer: Allocation, place: Placement) -> Fix:
 
 def _together(sizer: Sizer, setting: Setting, place: Place, also: str = "") -> list[Fix]:
     kind = sizer.policy.cache_types[min(1, len(sizer.policy.cache_types) - 1)]
+    kind = setting.cache_type if _refused(sizer, kind) else kind
     for name in sizer.policy.ladder:
         if bits(name) > bits(setting.quantization):
             continue
@@ -270,7 +283,11 @@ def command(
         if sizer.devices.gpus and not place.gpus and sizer.projector(setting.quantization)[2]:
             parts.append(flags.get("host_projector", ""))
         if sizer.ubatch != policy.ubatch:
-            parts.append(_flag(flags, "ubatch", str(sizer.ubatch)))
+            # Beyond its logical batch llama.cpp cuts the micro-batch, without a word.
+            name = "ubatch" if sizer.ubatch <= _BATCH else "batch"
+            parts.append(_flag(flags, name, str(sizer.ubatch)))
+        if sizer.embeds:
+            parts.append(flags.get("rerank" if model.capabilities.rerank else "embeddings", ""))
     else:
         assert isinstance(place, Shards)
         parts.append(_window(sizer, setting.context, setting.users))

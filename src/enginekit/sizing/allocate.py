@@ -22,6 +22,7 @@ from enginekit.sizing.tables import (
     WeightTable,
     cache_table,
     narrower,
+    pad,
     runs,
     stream,
     weight_table,
@@ -122,6 +123,7 @@ class Allocation:
         self.images = images
         self.n = max(spec.n_layers, 1)
         self.sized = bool(spec.layers)
+        self.embeds = bool(spec.capabilities.embedding) or not spec.causal
         self.flash = True
         self.calibration = NONE
         self._tables: dict[str, WeightTable] = {}
@@ -148,7 +150,7 @@ class Allocation:
         """Running sums of the cache."""
         found = self._caches.get(cache_type)
         if found is None:
-            found = self._caches[cache_type] = cache_table(self.spec, cache_type)
+            found = self._caches[cache_type] = cache_table(self.spec, cache_type, self.flash)
         return found
 
     def weights_on(self, quantization: str, place: Placement) -> list[int]:
@@ -220,19 +222,21 @@ class Allocation:
         found = self._loads.get(key)
         if found is not None:
             return found
-        spec, ubatch, unified = self.spec, self.ubatch, self.policy.unified_slots
-        causal, streams = spec.causal, 1 if unified else slots
+        spec, unified, causal = self.spec, self.policy.unified_slots, self.spec.causal
+        streams = 1 if unified else slots
         each = stream(tokens * slots, slots, unified=unified) if causal else 0
         context = each * streams
+        # No batch is longer than all contexts together; an encoder has none.
+        ubatch = min(self.ubatch, pad(tokens * slots)) if causal else self.ubatch
         # Windows and cells are the same for every cache type.
         spans = self.cache(self.policy.cache_types[0]).spans(
             context, slots, ubatch, unified=unified
         )
         size = llamacpp_compute(
             spec,
-            each,
+            each if causal else ubatch,
             ubatch=ubatch,
-            outputs=slots if causal else ubatch,
+            outputs=ubatch if self.embeds else slots,
             slots=slots,
             # A mask is as wide as the cache of one slot.
             sliding_cells=max((cells for window, _, cells in spans if window), default=0)

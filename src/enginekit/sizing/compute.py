@@ -67,16 +67,20 @@ def _widths(spec: ModelSpec) -> _Widths:
     hidden, experts = spec.hidden, spec.experts
     widest = 5 * hidden
     plain = 0
-    gated = TRAITS.get(spec.architecture, PLAIN).gated_ffn
+    traits = TRAITS.get(spec.architecture, PLAIN)
+    gated, rows_kept = traits.gated_ffn, 6 if traits.parallel else 5
     for layer in set(spec.layers):
         if layer.ffn:
             # Without a gate one matrix is alive less, and its product is activated in place.
-            widest = max(widest, 5 * hidden + (3 if gated else 1) * layer.ffn)
+            widest = max(widest, rows_kept * hidden + (3 if gated else 1) * layer.ffn)
         if layer.moe and experts is not None:
             inner = experts.latent or hidden
             used = (3 if gated and experts.gated else 1) * experts.used * experts.ffn
-            # Biased experts (gpt-oss) add into one row; others keep a row per expert in use.
-            rows = 0 if spec.architecture == "gpt-oss" else experts.used * inner
+            # A row per expert in use goes where gate and up were if it fits there, else behind them.
+            fits = gated and experts.gated and inner <= 2 * experts.ffn
+            rows = 0 if fits else experts.used * inner
+            if experts.used == 1:
+                rows = max(rows, hidden)  # a sum of one is copied
             widest = max(widest, 5 * hidden + used + rows)
         if layer.attention == "mla":
             attention = 5 * hidden + 1344 * layer.heads
@@ -84,11 +88,16 @@ def _widths(spec: ModelSpec) -> _Widths:
         elif layer.heads:
             wide = max(hidden, layer.heads * layer.key_dim)
             plain = max(plain, 6 * wide + 2 * layer.kv_heads * layer.key_dim)
-    embedded = 256 * spec.n_layers if spec.per_layer_embedding else 0
+    embedded = spec.per_layer_embedding * spec.n_layers
+    if any(layer.ffn > embedded for layer in spec.layers) and embedded:
+        # Put in another order once it is made; what the first copy leaves holds no matrix so wide.
+        widest += embedded
     mla = spec.mla
     if mla is None or not any(layer.indexer_dim for layer in spec.layers):
         state, slot = _recurrent(spec)
-        masked = not spec.layers or any(layer.attention != "none" for layer in spec.layers)
+        masked = not spec.layers or any(
+            layer.attention != "none" or (layer.heads and not spec.causal) for layer in spec.layers
+        )
         return _Widths(
             widest, plain, spec.heads, embedded, recurrent=state, slot=slot, masked=masked
         )
@@ -153,7 +162,9 @@ def llamacpp_compute(
     layers = per_row * (width.layer + width.layer_embedding)
     layers = max(layers, per_row * width.recurrent + slots * width.slot)
     # Measured 5 or 6 rows of the hidden width beside the logits on CPU, 1 or 2 on CUDA.
-    head = 4 * outputs * spec.vocab + per_row * 6 * spec.hidden
+    head = per_row * (6 * spec.hidden + width.layer_embedding)
+    # An encoder makes embeddings of the hidden width and has no head.
+    head += 4 * outputs * spec.vocab if spec.causal else 0
     if not spec.causal:
         # An encoder keeps no past: its masks are as wide as the micro-batch.
         context, sliding_cells = min(context, ubatch), min(sliding_cells, ubatch)
@@ -179,6 +190,12 @@ def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple
     """Inputs and masks that a GPU build keeps in host memory."""
     base = 4 * ubatch * spec.hidden
     return base + 2 * ubatch * context, base + 2 * ubatch * context, base + 4 * ubatch * context
+
+
+def usual_ubatch(spec: ModelSpec, policy: Policy) -> int:
+    """The micro-batch that an engine, or the command of a plan, takes for a model."""
+    embedding = spec.capabilities.embedding or not spec.causal
+    return policy.embedding_ubatch if embedding and policy.embedding_ubatch else policy.ubatch
 
 
 def rows_of(policy: Policy, smallest_gpu: int) -> tuple[int, int]:

@@ -109,12 +109,32 @@ def row_bytes(elements: int, cache_type: str) -> int:
     return -(-elements // block[0]) * block[1]
 
 
-def cell_bytes(layer: Layer, type_k: str = "f16", type_v: str = "f16") -> int:
-    """Bytes of one cell of one layer; 0 for a layer without a cache of its own."""
+def llamacpp_refusal(spec: ModelSpec, cache_type: str, *, flash: bool = True) -> str:
+    """Why llama.cpp would not start with such K and V (`llama_init_from_model`); "" if it would."""
+    elements = CACHE_TYPES[cache_type][0] if cache_type in CACHE_TYPES else 1
+    if elements == 1:
+        return ""
+    if not flash:
+        return f"llama.cpp refuses a {cache_type} cache without flash attention"
+    for layer in set(spec.layers):
+        odd = [dim for dim in (layer.key_dim, layer.value_dim) if dim % elements]
+        if odd and layer.kv_heads:
+            return (
+                f"llama.cpp refuses a {cache_type} cache for {spec.name}: heads of {odd[0]} elements "
+                f"are no whole blocks of {elements}"
+            )
+    return ""
+
+
+def cell_bytes(layer: Layer, type_k: str = "f16", type_v: str = "f16", *, widest: int = 0) -> int:
+    """Bytes of one cell of one layer; 0 for a layer without a cache of its own.
+
+    `widest` is what `widest_value` says where flash attention is off.
+    """
     if layer.attention in ("none", "shared"):
         return 0
     key = layer.kv_heads * layer.key_dim
-    value = layer.kv_heads * layer.value_dim
+    value = widest or layer.kv_heads * layer.value_dim
     total = row_bytes(key, type_k) + row_bytes(value, type_v)
     return total + row_bytes(layer.indexer_dim, type_k) if layer.indexer_dim else total
 
@@ -126,6 +146,17 @@ def _kinds(spec: ModelSpec) -> tuple[tuple[Layer, int], ...]:
     for layer in spec.layers:
         counts[layer] = counts.get(layer, 0) + 1
     return tuple(counts.items())
+
+
+@lru_cache(maxsize=1024)
+def widest_value(spec: ModelSpec) -> int:
+    """Elements of the widest layer's V row.
+
+    Without flash attention llama.cpp keeps V transposed, and every layer's rows are so wide
+    (`n_embd_v_gqa_max`); it matters for models whose layers differ, such as Gemma 4.
+    """
+    own = (layer for layer in set(spec.layers) if layer.attention not in ("none", "shared"))
+    return max((layer.kv_heads * layer.value_dim for layer in own), default=0)
 
 
 def bytes_per_token(spec: ModelSpec, type_k: str = "f16", type_v: str = "f16") -> int:
@@ -152,6 +183,7 @@ def llamacpp_cache(
     type_v: str = "f16",
     ubatch: int = 512,
     swa_full: bool = False,
+    flash: bool = True,
 ) -> Cache:
     """What llama.cpp allocates for a context, to the byte (build b11434).
 
@@ -165,6 +197,7 @@ def llamacpp_cache(
         type_v: `-ctv`; a quantized type needs flash attention.
         ubatch: `-ub`.
         swa_full: `--swa-full`, sliding layers as long as the context.
+        flash: flash attention; off by `-fa off` or where a device cannot.
     """
     slots = max(slots, 1)
     context = context or spec.context_length
@@ -175,11 +208,12 @@ def llamacpp_cache(
     by_kind: dict[Layer, int] = {}
     state = spec.recurrent.bytes_f32 * slots if spec.recurrent else 0
     windowed = not swa_full and spec.architecture in LLAMACPP_WINDOWED
+    widest = 0 if flash else widest_value(spec)
     for layer, count in _kinds(spec):
         cells = per_stream
         if layer.window and windowed:
             cells = _pad(min(per_stream, layer.window * window_slots + ubatch))
-        size = cells * streams * cell_bytes(layer, type_k, type_v)
+        size = cells * streams * cell_bytes(layer, type_k, type_v, widest=widest)
         fixed = state if layer.recurrent else 0
         by_kind[layer] = size + fixed
         recurrent += fixed * count

@@ -16,6 +16,8 @@ from enginekit.sizing.advice import excess
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.budget import Devices, devices
 from enginekit.sizing.calibration import Calibration
+from enginekit.sizing.compute import usual_ubatch
+from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Verdict
 from enginekit.sizing.policy import CONTEXT, GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
@@ -69,8 +71,8 @@ def plan(
         source: the local file or folder that the command line should name.
 
     Raises:
-        ValueError: an unknown quantization, a cache type that the engine has not got, or a number
-            below one or absurdly large.
+        ValueError: an unknown quantization, a cache type that the engine has not got or refuses for
+            this model, or a number below one or absurdly large.
     """
     asked.number("users", users, asked.MOST_ROWS)
     if context is not None:
@@ -86,10 +88,13 @@ def plan(
     setting = Setting(quantization, context or 0, users, kind)
     if policy.allocation == "allocate":
         sizer: Allocation | Pooling = Allocation(
-            model, policy, found, ubatch or policy.ubatch, images=images
+            model, policy, found, ubatch or usual_ubatch(model, policy), images=images
         )
         assert isinstance(sizer, Allocation)
         sizer.flash = flash
+        refusal = llamacpp_refusal(model, setting.cache_type, flash=flash)
+        if refusal:
+            raise ValueError(f"{refusal}: use {policy.cache_types[0]}")
     else:
         sizer = Pooling(model, policy, found, sequences=sequences, eager=eager, images=images)
     if calibration is not None:

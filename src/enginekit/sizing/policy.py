@@ -50,6 +50,8 @@ class Policy:
     utilization: float = 1.0
     """Pool only: share of the device's total that may be taken."""
     ubatch: int = 512
+    embedding_ubatch: int = 0
+    """Micro-batch where a model makes embeddings: a text must fit into one. 0: as `ubatch`."""
     unified_slots: bool = False
     """Whether all users share one cache (`--kv-unified`). llama-server does so only if nobody gives
     `-np`; the commands here do, and each slot then has a cache and windows of its own."""
@@ -139,6 +141,7 @@ CONTEXT: Final = Policy(
     runtime=_LLAMACPP_RUNTIME,
     margin=1024 * MIB,  # --fit-target
     more_cache_types=("f32", "bf16", "q5_1", "q5_0", "q4_1", "iq4_nl"),
+    embedding_ubatch=2048,  # the most that `-ub` gives without `-b`
     offload=True,
     images="file",
     command="llama-server {model}",
@@ -157,6 +160,9 @@ CONTEXT: Final = Policy(
         "text_only": "--no-mmproj",
         "projector": "--mmproj {}",
         "host_projector": "--no-mmproj-offload",
+        "batch": "-b {0} -ub {0}",
+        "embeddings": "--embeddings",
+        "rerank": "--reranking",
     },
 )
 """llama.cpp (build b11434): the default `--fit-target` leaves 1024 MiB on each device."""
@@ -170,6 +176,7 @@ TIERED: Final = Policy(
     backends=_ANY_GPU,
     # The 457 MiB (512 on Metal) that Ollama keeps per GPU are for the runtime context.
     runtime={**_LLAMACPP_RUNTIME, "cuda": _mib(300, 457, 750), "metal": _mib(64, 512, 512)},
+    embedding_ubatch=2048,  # DefaultEmbeddingNumBatch
     offload=True,
     images="file",
     projector_follows=True,

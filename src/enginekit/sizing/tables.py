@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from enginekit.facts.model import ModelSpec
-from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes
+from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes, widest_value
 from enginekit.sizing.weights import Weights, weights
 
 
@@ -157,10 +157,11 @@ def stream(tokens: int, slots: int, *, unified: bool) -> int:
 
 
 @lru_cache(maxsize=4096)
-def cache_table(spec: ModelSpec, cache_type: str) -> CacheTable:
-    """The table for one element type of K and V."""
+def cache_table(spec: ModelSpec, cache_type: str, flash: bool = True) -> CacheTable:
+    """The table for one element type of K and V, with or without flash attention."""
     honoured = spec.architecture in LLAMACPP_WINDOWED
-    sizes = [cell_bytes(layer, cache_type, cache_type) for layer in spec.layers]
+    widest = 0 if flash else widest_value(spec)
+    sizes = [cell_bytes(layer, cache_type, cache_type, widest=widest) for layer in spec.layers]
     windows = [layer.window if honoured else 0 for layer in spec.layers]
     state = spec.recurrent.bytes_f32 if spec.recurrent else 0
 

@@ -47,6 +47,8 @@ class Traits:
     """A gate vector on the shared expert (Qwen)."""
     router_bias: bool = False
     """A bias per expert on the router (DeepSeek-V3 and its kin)."""
+    parallel: bool = False
+    """Attention and feed-forward read one norm side by side, which is alive until both are done."""
     separate_ba: bool = True
     """GDN's beta and alpha in two tensors (Qwen3.5) or one (Qwen3-Next)."""
 
@@ -84,7 +86,7 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "gemma-embedding": Traits(norms=4, head_norms=2),
         "phi3": Traits(fused_qkv=True, fused_up=True),
         "command-r": Traits(norms=1),
-        "cohere2": Traits(norms=1),
+        "cohere2": Traits(norms=1, parallel=True),
         "gpt-oss": Traits(qkv_bias=True, bias=True, sinks=True),
         "deepseek2": Traits(router_bias=True),
         "deepseek32": Traits(router_bias=True),
@@ -116,10 +118,10 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "phimoe": Traits(qkv_bias=True, bias=True),
         "chatglm": Traits(fused_qkv=True, fused_up=True, qkv_bias=True),
         "glm4": Traits(fused_up=True, norms=4),
-        "phi2": Traits(gated_ffn=False, bias=True, qkv_bias=True, outer_norms=2),
+        "phi2": Traits(gated_ffn=False, bias=True, qkv_bias=True, outer_norms=2, parallel=True),
         "starcoder2": Traits(gated_ffn=False, bias=True, qkv_bias=True, norms=4, outer_norms=2),
         "nemotron": Traits(gated_ffn=False, norms=4, outer_norms=2),
-        "falcon": Traits(gated_ffn=False, fused_qkv=True, outer_norms=2),
+        "falcon": Traits(gated_ffn=False, fused_qkv=True, outer_norms=2, parallel=True),
         "mpt": Traits(gated_ffn=False, fused_qkv=True),
         "bloom": replace(_FUSED_BIASED, outer_norms=4),
         "gptneox": _FUSED_BIASED,
