@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,8 @@ ROUND_TRIP = [
 @pytest.mark.parametrize("name", ROUND_TRIP)
 def test_a_header_says_the_same_as_the_catalog(name: str) -> None:
     """Written with llama.cpp's keys and shapes, read back: equal layers, weights and caches."""
-    known = describe(name)
+    # The file is in 16 bits throughout, also where the publisher's is not.
+    known = replace(describe(name), native_format="")
     spec = spec_of(keys_of(known), tensors_of(known))
     assert spec.known_layout
     assert spec.layers == known.layers

@@ -6,6 +6,7 @@ sources cover more than fifty of llama.cpp's architectures.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -98,7 +99,12 @@ def specs() -> dict[str, ModelSpec]:
         found[name] = hf_config.to_spec(config, name=name)
     for name, config in CONFIGS.items():
         found[name] = hf_config.to_spec(config, name=name)
-    return {name: spec for name, spec in found.items() if spec.architecture in VECTORS}
+    # Headers as of a 16-bit copy: of what was published in MXFP4 nothing is kept as it was.
+    return {
+        name: replace(spec, native_format="")
+        for name, spec in found.items()
+        if spec.architecture in VECTORS
+    }
 
 
 def one_per_architecture() -> dict[str, ModelSpec]:

@@ -54,7 +54,11 @@ def test_every_file_type_of_the_gguf_package_has_its_label() -> None:
     [
         ("q4_k_m", "Q4_K_M"),
         ("UD-Q4_K_XL", "Q4_K_M"),
-        ("Q3_K_XL", "Q3_K_M"),
+        ("Q3_K_XL", "Q3_K_L"),
+        ("UD-Q3_K_XL", "Q3_K_M"),
+        ("Q6_K_L", "Q6_K"),
+        ("UD-Q8_K_XL", "Q8_0"),
+        ("UD-Q6_K_M", "Q6_K"),
         ("UD-IQ2_XXS", "IQ2_XXS"),
         ("Q8_0", "Q8_0"),
         ("mxfp4", "MXFP4_MOE"),

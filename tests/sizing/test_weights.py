@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def _dry_runs() -> list[tuple[str, str, int]]:
         ]
 
 
+def _sixteen_bits(name: str) -> ModelSpec:
+    """The model as llama-quantize saw it there: a 16-bit copy, not what was published in MXFP4."""
+    return replace(describe(name), native_format="")
+
+
 def _published() -> list[dict[str, str]]:
     with (HERE / "catalog_facts.csv").open() as file:
         return list(csv.DictReader(file))
@@ -40,9 +46,10 @@ def test_there_are_458_dry_runs_of_45_models() -> None:
 
 @pytest.mark.parametrize("model", sorted({run[0] for run in _dry_runs()}))
 def test_each_label_equals_the_dry_run_to_the_mebibyte(model: str) -> None:
+    spec = _sixteen_bits(model)
     for name, label, mib in _dry_runs():
         if name == model:
-            assert round(weights(describe(name), label).total / MIB) == mib, label
+            assert round(weights(spec, label, imatrix=False).total / MIB) == mib, label
 
 
 # The further labels of one model, in bits per weight to two digits.
@@ -73,7 +80,7 @@ LLAMA_8B = {
 @pytest.mark.parametrize("label", sorted(LLAMA_8B))
 def test_the_rarer_labels_of_one_model(label: str) -> None:
     spec = describe("llama3.1-8b")
-    bits = weights(spec, label).total * 8 / parameters(spec)
+    bits = weights(spec, label, imatrix=False).total * 8 / parameters(spec)
     assert bits == pytest.approx(LLAMA_8B[label], abs=0.0051)
 
 
@@ -83,7 +90,7 @@ def test_the_rarer_labels_of_one_model(label: str) -> None:
     ids=lambda row: row["name"],
 )
 def test_the_catalogs_q4_k_m_column(row: dict[str, str]) -> None:
-    mib = weights(describe(row["name"]), "Q4_K_M").total / MIB
+    mib = weights(_sixteen_bits(row["name"]), "Q4_K_M").total / MIB
     # granite-3.0 has four fewer tokens than the model its figure was copied from.
     assert mib == pytest.approx(int(row["q4_k_m_mib"]), rel=0.0005, abs=0.51)
 
@@ -165,8 +172,25 @@ def test_more_bits_are_never_smaller() -> None:
 def test_an_importance_matrix_changes_the_labels_that_look_at_it() -> None:
     spec = describe("llama3.1-8b")
     assert weights(spec, "Q4_0", imatrix=True).total > weights(spec, "Q4_0").total
-    assert weights(spec, "IQ4_XS", imatrix=True).total < weights(spec, "IQ4_XS").total
+    assert weights(spec, "IQ4_XS").total < weights(spec, "IQ4_XS", imatrix=False).total
     assert weights(spec, "Q4_K_M", imatrix=True).total == weights(spec, "Q4_K_M").total
+
+
+@pytest.mark.parametrize("label", ["IQ3_XXS", "IQ4_XS", "IQ4_NL", "Q4_0", "Q5_0"])
+def test_a_file_with_or_without_a_matrix_is_in_the_range(label: str) -> None:
+    for name in ("llama3.1-8b", "llama3.1-70b", "qwen2.5-3b", "mistral-7b-v0.3"):
+        found = weights(describe(name), label)
+        for matrix in (False, True):
+            assert found.low <= weights(describe(name), label, imatrix=matrix).total <= found.high
+
+
+def test_experts_that_were_published_in_mxfp4_stay_so_whatever_the_label() -> None:
+    spec = describe("gpt-oss-20b")
+    experts = {weights(spec, label).experts for label in ("F16", "Q8_0", "Q4_K_M", "Q2_K")}
+    assert experts == {weights(spec, "MXFP4_MOE").experts}
+    # A fine-tune in 16 bits, quantized as a whole, is within the range.
+    whole = weights(replace(spec, native_format=""), "Q4_K_M").total
+    assert weights(spec, "Q4_K_M").low <= whole <= weights(spec, "Q4_K_M").high
 
 
 def test_an_unknown_quantization_names_some_that_exist() -> None:

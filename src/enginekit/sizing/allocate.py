@@ -135,7 +135,7 @@ class Allocation:
         self._needs: dict[tuple[tuple[int, ...], int, int, str, int, int], tuple[Needs, ...]] = {}
         self._wholes: list[Placement] = []
         self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
-        self._runtimes: dict[str, Triple] = {}
+        self._runtimes: dict[tuple[str, tuple[int, int] | None], Triple] = {}
         self._places: dict[tuple[int, int, int], Placement] = {}
         self._copies: dict[tuple[str, Placement], int] = {}
 
@@ -328,10 +328,14 @@ class Allocation:
         return found
 
     def _runtime(self, device: Device) -> Triple:
-        found = self._runtimes.get(device.backend)
+        key = (device.backend, device.capability)
+        found = self._runtimes.get(key)
         if found is None:
-            found = self.policy.runtime.get(device.backend, NOTHING)
-            found = self._runtimes[device.backend] = self.calibration.scaled("runtime", found)
+            policy = self.policy
+            found = policy.runtime.get(device.backend, NOTHING)
+            if device.backend == "cuda" and device.capability is not None:
+                found = policy.contexts.get(device.capability, found)
+            found = self._runtimes[key] = self.calibration.scaled("runtime", found)
         return found
 
     def projector(self, quantization: str) -> Triple:

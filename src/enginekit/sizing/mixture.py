@@ -67,9 +67,14 @@ def _more_bits(index: int, count: int) -> bool:
 class Mixture:
     """The recipe of one label for one model."""
 
-    def __init__(self, spec: ModelSpec, label: str, *, imatrix: bool = False) -> None:
+    def __init__(
+        self, spec: ModelSpec, label: str, *, imatrix: bool = False, wide_tables: bool = False
+    ) -> None:
         self.label = label
         self.default = DEFAULT_BLOCK.get(label, label)
+        self.wide_tables = wide_tables
+        # llama-quantize refuses to quantize again what the checkpoint has in MXFP4.
+        self.native = spec.native_format == "mxfp4"
         self.imatrix = imatrix
         self.falcon = spec.architecture == "falcon"
         self.n_expert = spec.experts.total if spec.experts else 0
@@ -91,6 +96,10 @@ class Mixture:
             if shape.fixed:
                 for layer in shape.layers:
                     yield shape, layer, shape.fixed
+                continue
+            if self.native and shape.role == "experts":
+                for layer in shape.layers:
+                    yield shape, layer, "MXFP4"
                 continue
             if self.default in _UNQUANTIZED:
                 for layer in shape.layers:
@@ -120,6 +129,8 @@ class Mixture:
     def _fixed_choice(self, shape: TensorShape, kind: Category, tied: bool) -> str:
         """Tensors whose type does not depend on the layer."""
         label = self.label
+        if self.wide_tables and kind in ("output", "token_embd"):
+            return "Q8_0"
         if kind == "output" or (tied and kind == "token_embd"):
             return self._head(shape)
         if label == "MXFP4_MOE":

@@ -45,6 +45,8 @@ class Policy:
     cpu_note: str = ""
     runtime: Mapping[str, Triple] = field(default_factory=dict)
     """By backend: what a process takes on each device outside every engine log."""
+    contexts: Mapping[tuple[int, int], Triple] = field(default_factory=dict)
+    """The same on CUDA by compute capability, where it was measured."""
     margin: int = 0
     """Left free on each GPU on purpose."""
     utilization: float = 1.0
@@ -127,6 +129,12 @@ _LLAMACPP_RUNTIME: Final[Mapping[str, Triple]] = MappingProxyType(
         "cpu": _mib(30, 64, 160),
     }
 )
+# A CUDA context holds every kernel that was loaded, compiled for that GPU alone: 297 MiB on an A40
+# (driver against log, build 9665), 313 on an RTX 3090, 451-456 on RTX 4090 (issue 15860), 705-712
+# and 749 on RTX PRO 6000 (breakdowns of loads of 58 and 82 GB, issue 27953).
+_CUDA_CONTEXTS: Final[Mapping[tuple[int, int], Triple]] = MappingProxyType(
+    {(8, 6): _mib(280, 310, 460), (8, 9): _mib(430, 455, 560), (12, 0): _mib(680, 712, 800)}
+)
 _ANY_GPU: Final[Mapping[str, Backend]] = MappingProxyType(
     {"nvidia": "cuda", "amd": "vulkan", "intel": "vulkan", "apple": "metal", "other": "vulkan"}
 )
@@ -139,6 +147,7 @@ CONTEXT: Final = Policy(
     default_quantization="Q4_K_M",
     backends=_ANY_GPU,
     runtime=_LLAMACPP_RUNTIME,
+    contexts=_CUDA_CONTEXTS,
     margin=1024 * MIB,  # --fit-target
     more_cache_types=("f32", "bf16", "q5_1", "q5_0", "q4_1", "iq4_nl"),
     embedding_ubatch=2048,  # the most that `-ub` gives without `-b`
@@ -176,6 +185,7 @@ TIERED: Final = Policy(
     backends=_ANY_GPU,
     # The 457 MiB (512 on Metal) that Ollama keeps per GPU are for the runtime context.
     runtime={**_LLAMACPP_RUNTIME, "cuda": _mib(300, 457, 750), "metal": _mib(64, 512, 512)},
+    contexts=_CUDA_CONTEXTS,
     embedding_ubatch=2048,  # DefaultEmbeddingNumBatch
     offload=True,
     images="file",

@@ -173,6 +173,17 @@ FALLBACK: Final[Mapping[str, str]] = MappingProxyType(
 )
 """What llama-quantize uses where a row is no whole number of blocks (llama-quant.cpp)."""
 
+WIDE_TABLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "Q2_K_L": "Q2_K",
+        "Q3_K_XL": "Q3_K_L",
+        "Q4_K_L": "Q4_K_M",
+        "Q5_K_L": "Q5_K_M",
+        "Q6_K_L": "Q6_K",
+    }
+)
+"""Labels of publishers (bartowski) for a mixture whose input table and output matrix are Q8_0."""
+
 _LINEAR: Final[frozenset[Role]] = frozenset(
     ("attention", "recurrent", "ffn", "experts", "shared_experts", "mtp")
 )
@@ -272,13 +283,16 @@ def gguf_label(label: str) -> str:
 
     A vendor's `XL` mix counts as the `M` (or plain) mix it is built on, so its size is a little low.
     """
-    known = label.upper().replace("-", "_").removeprefix("UD_")
+    known = label.upper().replace("-", "_")
+    if known in WIDE_TABLES:
+        return WIDE_TABLES[known]
+    known = known.removeprefix("UD_")
     if known in _LABELS:
         return known
-    for end in ("_XL", "_L"):
+    for end in ("_XL", "_L", "_M", "_S"):
         stem = known.removesuffix(end)
         if stem != known:
-            for candidate in (f"{stem}_M", stem):
+            for candidate in (f"{stem}_M", stem, f"{stem.removesuffix('_K')}_0"):
                 if candidate in _LABELS:
                     return candidate
     if known == "MXFP4":

@@ -94,7 +94,10 @@ def _from_file(spec: ModelSpec) -> Iterator[TensorShape]:
             rows=rows,
             matrices=matrices,
             layers=(-1 if group.layer is None else group.layer,),
-            fixed="" if _may_shrink(group.name, group.shape) else group.type,
+            # MXFP4 is how the checkpoint was published: every other label keeps it.
+            fixed=""
+            if _may_shrink(group.name, group.shape) and group.type != "MXFP4"
+            else group.type,
         )
 
 

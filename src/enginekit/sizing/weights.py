@@ -19,6 +19,7 @@ from enginekit.sizing.quantization import (
     BLOCKS,
     DEFAULT_BLOCK,
     FORMATS,
+    WIDE_TABLES,
     WeightFormat,
     gguf_label,
     weight_format,
@@ -65,7 +66,7 @@ class Weights:
         return self.roles.get("experts", 0)
 
 
-def weights(spec: ModelSpec, quantization: str = "", *, imatrix: bool = False) -> Weights:
+def weights(spec: ModelSpec, quantization: str = "", *, imatrix: bool | None = None) -> Weights:
     """Bytes of the weights at a quantization.
 
     Args:
@@ -73,7 +74,8 @@ def weights(spec: ModelSpec, quantization: str = "", *, imatrix: bool = False) -
         quantization: a llama.cpp label (`Q4_K_M`), another engine's format (`awq`, `fp8-block`,
             `mlx-4bit`, `q4f16_1`, `bf16`), or empty for the file's own, `BF16` if it has none.
         imatrix: whether the file was made with an importance matrix; it changes a few labels
-            (IQ3_XXS, IQ4_XS, IQ4_NL, Q4_0, Q5_0) by up to two per cent.
+            (IQ3_XXS by four per cent; IQ4_XS, IQ4_NL, Q4_0, Q5_0 by less than one). None: as
+            such files are published, the IQ types with one, the others without.
 
     Raises:
         ValueError: the name is neither a label nor a format.
@@ -81,7 +83,12 @@ def weights(spec: ModelSpec, quantization: str = "", *, imatrix: bool = False) -
     own = spec.quantization
     if spec.weight_bytes and (not quantization or quantization.upper() == own.upper()):
         return _from_file(spec)
-    return _estimate(spec, quantization or own or "BF16", imatrix)
+    name = quantization or own or "BF16"
+    return _estimate(spec, name, _with_matrix(name) if imatrix is None else imatrix)
+
+
+def _with_matrix(name: str) -> bool:
+    return gguf_label(name).startswith("IQ")
 
 
 def read_per_token(spec: ModelSpec, found: Weights, *, batch: int = 1) -> int:
@@ -160,7 +167,10 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
         )
     if not spec.layers or not spec.hidden or not spec.vocab:
         return _by_bits(spec, label or quantization, other)
-    sizes = _mixture_sizes(spec, label, imatrix) if other is None else _format_sizes(spec, other)
+    wide = _written(quantization) in WIDE_TABLES
+    sizes = (
+        _mixture_sizes(spec, label, imatrix, wide) if other is None else _format_sizes(spec, other)
+    )
     roles: dict[Role, int] = {}
     layers = [0] * spec.n_layers
     experts = [0] * spec.n_layers
@@ -185,15 +195,48 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
     )
 
 
+# What publishers of their own mixtures ship, as factors of the plain label's size: 60 files of
+# unsloth's (27 of one model in steps of equal size) and 22 of bartowski's. Below 4 bits the
+# label says least: a dense model's tables shrink too, a mixture of experts keeps all else at 8 bits.
+_VENDOR: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {
+        "1": (0.84, 1.12),
+        "2": (0.84, 1.12),
+        "3": (0.90, 1.12),
+        "4": (0.92, 1.10),
+        "5": (0.96, 1.12),
+        "6": (0.96, 1.16),
+        "8": (0.99, 1.25),
+    }
+)
+
+
+def _written(quantization: str) -> str:
+    return quantization.upper().replace("-", "_")
+
+
 def _band(spec: ModelSpec, quantization: str, label: str) -> tuple[float, float, str]:
     """How far the truth may lie from the estimate, as factors, and why."""
     if not known(spec.architecture) or not spec.known_layout:
         return 0.85, 1.15, f"the tensors of {spec.architecture!r} are assumed to be a plain decoder"
-    if quantization.upper().replace("-", "_") != label and label:
-        # UD-Q4_K_XL: 5 per cent below Q4_K_M on Qwen3-Next-80B, 1 above on Qwen3-32B.
-        return 0.93, 1.10, f"{quantization} is a vendor's mix; sized as {label}"
+    written = _written(quantization)
+    if label and written != label and written not in WIDE_TABLES:
+        bits = next((char for char in label if char.isdigit()), "4")
+        low, high = _VENDOR.get(bits, _VENDOR["4"])
+        return low, high, f"{quantization} is a vendor's mix; sized as {label}"
     if label in ("F32", "F16", "BF16", "Q8_0"):
         return 0.998, 1.002, "one type throughout; shapes from the architecture"
+    if label and spec.native_format == "mxfp4" and label != "MXFP4_MOE":
+        # Files of a fine-tune that was trained in 16 bits have their experts quantized too.
+        return 0.97, 1.45, f"{label} of the published checkpoint, whose experts stay in MXFP4"
+    if label and spec.experts is not None:
+        # Of 22 labels bartowski shipped for Qwen3.6-35B-A3B, those below 4 bits are 6 to 16 per
+        # cent larger, the others 2 to 7: what is no routed expert is kept at 8 bits.
+        high = 1.17 if label.lstrip("IT").startswith(("Q1", "Q2", "Q3")) else 1.08
+        return 0.96, high, f"{label} of a mixture of experts: publishers keep the rest wider"
+    if label.startswith("IQ"):
+        # Without a matrix IQ3_XXS is up to 4.3 per cent larger.
+        return 0.96, 1.05, f"{label} is a mixture, and vendors vary it; a file's header is exact"
     if label:
         return 0.96, 1.04, f"{label} is a mixture, and vendors vary it; a file's header is exact"
     other = weight_format(quantization)
@@ -204,9 +247,9 @@ def _band(spec: ModelSpec, quantization: str, label: str) -> tuple[float, float,
 
 
 def _mixture_sizes(
-    spec: ModelSpec, label: str, imatrix: bool
+    spec: ModelSpec, label: str, imatrix: bool, wide: bool
 ) -> Iterator[tuple[TensorShape, int, int]]:
-    mixture = Mixture(spec, label, imatrix=imatrix)
+    mixture = Mixture(spec, label, imatrix=imatrix, wide_tables=wide)
     for shape, layer, kind in mixture.assign(blueprint(spec)):
         yield shape, layer, BLOCKS[kind].size(shape.row) * shape.rows * shape.matrices
 
