@@ -277,7 +277,7 @@ def _pooled_table() -> Iterator[str]:
 
 
 def _published_tables() -> Iterator[str]:
-    from tests.sizing.published import Pair, Row, llamacpp, mlc, vllm
+    from tests.sizing.published import Pair, Row, llamacpp, mlc, projectors, vllm
 
     def cell(row: Row, what: str) -> str:
         pair = row.find(what)
@@ -289,7 +289,7 @@ def _published_tables() -> Iterator[str]:
     def worst(pairs: list[Pair]) -> str:
         return f"{100 * max(abs(pair.error) for pair in pairs):.2f} %" if pairs else "-"
 
-    local, pool, compiled = llamacpp(), vllm(), mlc()
+    local, pool, compiled, seeing = llamacpp(), vllm(), mlc(), projectors()
 
     def all_of(rows: list[Row], what: str) -> list[Pair]:
         return [pair for row in rows for pair in row.pairs if pair.what == what]
@@ -310,6 +310,9 @@ def _published_tables() -> Iterator[str]:
         ("llama.cpp, weights where the label alone decides", all_of(plain, "weights")),
         ("llama.cpp, cache", all_of(local, "cache")),
         ("llama.cpp, weights, cache and compute together", all_of(local, "total")),
+        ("llama.cpp, weights of projectors", all_of(seeing, "weights")),
+        ("llama.cpp, files of projectors", all_of(seeing, "file")),
+        ("llama.cpp, projector and its encoder's buffer", all_of(seeing, "together")),
         ("vLLM, tokens in the pool", all_of(pool, "tokens")),
         ("vLLM, requests of full length", all_of(pool, "requests")),
         ("vLLM, a GPU without its pool", all_of(pool, "total")),
@@ -327,6 +330,19 @@ def _published_tables() -> Iterator[str]:
         yield (
             f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.version} "
             f"| {row.source} | {note} |"
+        )
+    yield ""
+    yield (
+        "llama.cpp's projectors, MiB, ours / published. The encoder's buffer is that of the image the "
+        "server warms up with, taken for the largest model of a family.\n"
+    )
+    yield "| model | type | backend | file | weights | encoder | together | source | note |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in seeing:
+        cells = " | ".join(cell(row, what) for what in ("file", "weights", "encoder", "together"))
+        yield (
+            f"| {row.model} | {row.quantization} | {row.setting} | {cells} | {row.source} "
+            f"| {row.note} |"
         )
     yield ""
     yield (

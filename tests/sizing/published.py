@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,6 +25,7 @@ from enginekit.sizing.kv_cache import Cache, llamacpp_cache, mlc_cache, vllm_poo
 from enginekit.sizing.offload import copied
 from enginekit.sizing.policy import CONTEXT, GIB, MIB, PAGED
 from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.projector import ENCODERS, projector
 from enginekit.sizing.split import layered
 from enginekit.sizing.tables import weight_table
 from enginekit.sizing.weights import weights
@@ -112,6 +114,40 @@ def mlc() -> list[Row]:
 def vllm() -> list[Row]:
     """vLLM; GiB on one GPU, tokens, requests."""
     return [_vllm(line) for line in _lines("vllm.csv")]
+
+
+def projectors() -> list[Row]:
+    """llama.cpp's projectors: their files and what they take at the start; MiB."""
+    return [_projector(line) for line in _lines("projectors.csv")]
+
+
+def _projector(line: dict[str, str]) -> Row:
+    model, label = spec(line["model"]), line["label"]
+    sizes = dict(model.projector_files)
+    pairs: list[Pair] = []
+    # A label that the model's repository has not got is another publisher's.
+    size = sizes.get(label, 0) / MIB
+    found = ENCODERS[model.architecture]
+    if line["file"] and size:
+        step = 0.5e6 / MIB if "rounded" in line["note"] else 0.0
+        pairs.append(Pair("file", int(line["file"]) / MIB, size, size, size, step))
+    if line["weights"] and size:
+        pairs.append(Pair("weights", float(line["weights"]), size, size, size, 0.005))
+    if line["encoder"]:
+        pairs.append(
+            Pair("encoder", float(line["encoder"]), found.start, found.least, found.start, 0.5)
+        )
+    together = re.search(r"together (\d+) MiB", line["note"])
+    measured = float(together[1]) if together else sum(
+        pair.measured for pair in pairs if pair.what in ("weights", "encoder")
+    )  # fmt: skip
+    if together or len([pair for pair in pairs if pair.what in ("weights", "encoder")]) == 2:
+        low, ours, high = (part / MIB for part in projector(model, CONTEXT, label))
+        pairs.append(Pair("together", measured, ours, low, high, 0.5))
+    return Row(
+        "llama.cpp", line["source"], line["build"], model.name, label, line["backend"], "",
+        tuple(pairs), line["note"], line,
+    )  # fmt: skip
 
 
 def _lines(name: str) -> list[dict[str, str]]:

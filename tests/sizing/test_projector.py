@@ -15,10 +15,16 @@ from enginekit.sizing.budget import devices
 from enginekit.sizing.outcome import Plan
 from enginekit.sizing.plan import plan
 from enginekit.sizing.policy import COMPILED, CONTEXT, GIB, PAGED, TIERED, WARMED, Policy
-from enginekit.sizing.projector import nearest, projector, weights
+from enginekit.sizing.projector import ENCODERS, nearest, projector, weights
 from enginekit.sizing.terms import allocated_devices
 
 SEES = "gemma3-12b"
+ENCODERS_OF = [
+    name
+    for name in catalog_names()
+    if describe(name).tower_params and describe(name).projector_files != (("none", 0),)
+]
+"""Models that see and have a projector file."""
 
 
 def made(name: str, hardware: str, policy: Policy = CONTEXT, **options: object) -> Plan:
@@ -67,7 +73,9 @@ def test_mlc_compiles_text_alone_but_for_some_architectures() -> None:
 
 
 def test_an_unknown_projector_is_said_plainly() -> None:
-    spec = replace(describe(SEES), tower_params=0, capabilities=Capabilities(vision=True))
+    spec = replace(
+        describe(SEES), tower_params=0, projector_files=(), capabilities=Capabilities(vision=True)
+    )
     found = plan(spec, preset("rtx4090"))
     assert any("size is not known" in note for note in found.notes)
 
@@ -91,10 +99,10 @@ def test_hf_takes_the_projector_nearest_to_the_model(
 
 
 def test_a_projector_of_eight_bits_is_for_llama_cpps_own_download_alone() -> None:
-    spec = replace(describe(SEES), projector_types=("F16", "Q8_0"))
-    assert weights(spec, CONTEXT, "Q4_K_M") == int(spec.tower_params * 34 / 32)
-    assert weights(spec, CONTEXT, "F16") == 2 * spec.tower_params
-    assert weights(spec, TIERED, "Q4_K_M") == 2 * spec.tower_params
+    spec = replace(describe(SEES), projector_files=(("F16", 800), ("Q8_0", 500)))
+    assert weights(spec, CONTEXT, "Q4_K_M") == 500
+    assert weights(spec, CONTEXT, "F16") == 800
+    assert weights(spec, TIERED, "Q4_K_M") == 800
     assert weights(spec, PAGED, "bf16") == 2 * spec.tower_params
 
 
@@ -170,11 +178,15 @@ def test_engines_without_the_switch_do_not_offer_it() -> None:
 
 def test_a_local_file_is_served_with_the_projector_beside_it() -> None:
     spec = replace(describe(SEES), projector_bytes=850_000_000, projector_file="/m/mmproj.gguf")
-    found = plan(spec, preset("rtx4090"), source="/m/model.gguf")
-    assert "-m /m/model.gguf" in found.command
-    assert "--mmproj /m/mmproj.gguf" in found.command
-    bare = plan(spec, preset("rtx4090"), source="/m/model.gguf", images=False)
-    assert "--mmproj" not in bare.command.split()
+
+    def command(policy: Policy, **options: bool) -> str:
+        found = plan(spec, preset("rtx4090"), policy=policy, source="/m/model.gguf", **options)
+        return found.command
+
+    assert "-m /m/model.gguf --mmproj /m/mmproj.gguf" in command(CONTEXT)
+    assert "'FROM /m/model.gguf\\nFROM /m/mmproj.gguf\\n'" in command(TIERED)
+    for policy in (CONTEXT, TIERED):
+        assert "mmproj" not in command(policy, images=False)
 
 
 @pytest.mark.parametrize("policy", [CONTEXT, TIERED, PAGED])
@@ -189,3 +201,31 @@ def test_more_memory_without_images_for_every_model_that_sees(policy: Policy) ->
         )
         assert seeing.most_users <= blind.most_users, name
         assert seeing.largest_context <= blind.largest_context, name
+
+
+@pytest.mark.parametrize("name", [*ENCODERS_OF])
+def test_the_encoders_memory_is_known_for_every_model_that_sees(name: str) -> None:
+    spec = describe(name)
+    assert spec.architecture in ENCODERS
+    assert weights(spec, CONTEXT, "Q4_K_M") >= 1.05 * spec.tower_params
+    assert weights(spec, CONTEXT, "F16") == pytest.approx(2 * spec.tower_params, rel=0.05) or (
+        # An encoder of one matrix, which the converter leaves in 32 bits.
+        name == "gemma4-12b"
+    )
+
+
+def test_a_model_whose_projector_llama_cpp_does_not_convert() -> None:
+    spec = describe("kimi-k3")
+    assert weights(spec, CONTEXT, "Q4_K_M") == weights(spec, TIERED, "Q4_K_M") == 0
+    assert weights(spec, PAGED, "mxfp4") == 2 * spec.tower_params
+    found = plan(spec, preset("8xb300"))
+    assert any("no projector" in note for note in found.notes)
+
+
+def test_without_flash_attention_the_encoder_needs_far_more() -> None:
+    spec = describe("qwen3.5-27b")
+    with_flash, without = (projector(spec, CONTEXT, "Q4_K_M", flash=on) for on in (True, False))
+    # 4657.81 MiB instead of 248.10 in two logs of the same projector.
+    assert without[1] - with_flash[1] == pytest.approx((4657.81 - 248.10) * 2**20, rel=0.001)
+    shown = plan(spec, preset("h100"), flash=False, context=4096).devices[0].terms["projector"]
+    assert shown.expected == without[1]

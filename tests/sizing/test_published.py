@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.sizing.published import Pair, Row, llamacpp, mlc, vllm
+from tests.sizing.published import Pair, Row, llamacpp, mlc, projectors, vllm
 
-LLAMACPP, VLLM, MLC = llamacpp(), vllm(), mlc()
+LLAMACPP, VLLM, MLC, PROJECTORS = llamacpp(), vllm(), mlc(), projectors()
 
 
 def figures(rows: list[Row], what: str) -> list[object]:
@@ -101,3 +101,29 @@ def test_mlc_totals(row: Row, pair: Pair) -> None:
     assert abs(pair.error) <= (0.07 if pair.what == "workspace" else 0.05)
     if pair.what == "total":
         assert pair.error >= -0.02
+
+
+def test_each_projector_has_a_figure_and_a_source() -> None:
+    assert len({row.model for row in PROJECTORS if row.find("file") or row.find("weights")}) >= 10
+    assert len([row for row in PROJECTORS if row.find("together")]) >= 4
+    assert all("/" in row.source and row.pairs for row in PROJECTORS)
+
+
+@pytest.mark.parametrize(
+    ("row", "pair"), [*figures(PROJECTORS, "file"), *figures(PROJECTORS, "weights")]
+)
+def test_a_projectors_weights(row: Row, pair: Pair) -> None:
+    """A file also has a header of up to 0.1 MiB."""
+    assert abs(pair.ours - pair.measured) <= 0.002 * pair.measured + pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(PROJECTORS, "encoder"))
+def test_an_encoders_buffer_is_that_of_its_family(row: Row, pair: Pair) -> None:
+    assert pair.low - pair.step <= pair.measured <= pair.high + pair.step
+
+
+@pytest.mark.parametrize(("row", "pair"), figures(PROJECTORS, "together"))
+def test_what_images_take_at_the_start(row: Row, pair: Pair) -> None:
+    off = abs(pair.ours - pair.measured)
+    assert off <= 0.05 * pair.measured
+    assert pair.error >= -0.02

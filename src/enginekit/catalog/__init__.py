@@ -72,7 +72,8 @@ def _is_path(name: str, path: Path) -> bool:
 def describe_file(path: str | os.PathLike[str]) -> ModelSpec:
     """Describe a GGUF file (all parts of a split one), or a config.json with what lies beside it.
 
-    A projector (`mmproj*.gguf`) counts if the folder holds no other model.
+    A projector beside it (`mmproj` in its name) counts if the folder holds no other model; of
+    several the one that `llama-server -hf` would take.
 
     Raises:
         ModelFileError: missing, broken, or of another kind.
@@ -81,19 +82,22 @@ def describe_file(path: str | os.PathLike[str]) -> ModelSpec:
     if place.name == "config.json" or place.suffix == ".safetensors":
         return describe_folder(place.parent)
     from enginekit.catalog import _gguf_spec, gguf
+    from enginekit.catalog._projector import projector_beside
 
     spec = _gguf_spec.to_spec(gguf.read_file(place))
-    beside = list(place.parent.glob("*.gguf"))
-    projectors = [other.stat().st_size for other in beside if "mmproj" in other.name.lower()]
+    beside = sorted(place.parent.glob("*.gguf"))
+    projector = projector_beside(place.name, [other.name for other in beside])
     parts = set(gguf.split_names(place.name))
     if any("mmproj" not in other.name.lower() and other.name not in parts for other in beside):
         # A folder of several models: nobody can say whose projector it is.
         return spec
-    if not projectors:
+    if not projector:
         return spec
+    found = place.parent / projector
     return replace(
         spec,
-        projector_bytes=max(projectors),
+        projector_bytes=found.stat().st_size,
+        projector_file=str(found),
         capabilities=replace(spec.capabilities, vision=True),
     )
 

@@ -17,7 +17,9 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `kda=HEADS/DIM/CONV`, `shortconv=CACHE`; with these or `mamba2=` and without a pattern,
   `attn_at=I/J/…` counts the layers that attend from 0, and all others are recurrent
 * `moe_every=N`: experts in each Nth layer only
-* `tower=PARAMS`: vision or audio part of the publisher's checkpoint, not in `params_total`
+* `tower=PARAMS`: vision and audio part of the publisher's checkpoint, not in `params_total`
+* `mmproj=LABEL:BYTES/…`: the projectors of the GGUF repository, tensor bytes by the rules of
+  llama.cpp's converter; of several with 16 bits the first. `mmproj=none`: its converter makes none
 * `mtp=N`, `encoder=1`, `headless=1` (no output matrix)
 
 Source codes in the last column: AIC ai-dynamo/aiconfigurator, OME sgl-project/ome, MLC
@@ -113,6 +115,7 @@ def _spec(row: Row) -> ModelSpec:
         causal="encoder" not in layout,
         mtp_layers=int(layout.get("mtp", 0)),
         tower_params=int(layout.get("tower", 0)),
+        projector_files=_projectors(layout.get("mmproj", "")),
         native_format=layout.get("native", ""),
         names=ModelNames(
             catalog=row["name"],
@@ -132,6 +135,11 @@ def _spec(row: Row) -> ModelSpec:
         notes=(f"catalog: {row['source']}",) if origin.confidence == "guess" else (),
         provenance=MappingProxyType(dict.fromkeys(_FIELDS, origin)),
     )
+
+
+def _projectors(words: str) -> tuple[tuple[str, int], ...]:
+    pairs = (word.partition(":") for word in words.split("/") if word)
+    return tuple((label, int(size or 0)) for label, _, size in pairs)
 
 
 def _confidence(word: str) -> Confidence:

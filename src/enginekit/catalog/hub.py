@@ -14,6 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from enginekit.catalog import _gguf_spec, gguf, hf_config, safetensors
+from enginekit.catalog._projector import projector_beside
 from enginekit.catalog._summary import with_weights
 from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
 from enginekit.facts.model import ModelNames, ModelSpec
@@ -140,16 +141,14 @@ class Hub:
             for part in parts
         ]
         joined = headers[0] if len(headers) == 1 else gguf.join(headers, f"{repo}/{path}")
-        projectors = [each.size for each in files if "mmproj" in each.path.lower() and each.size]
+        beside = {each.path: each.size for each in files if each.size}
+        taken = projector_beside(path, list(beside))
         spec = _gguf_spec.to_spec(joined, name=repo)
         return replace(
             spec,
             names=ModelNames(gguf=repo),
-            # One projector loads, whichever precision is picked: the largest is the safe figure.
-            projector_bytes=max(projectors, default=spec.projector_bytes),
-            capabilities=replace(spec.capabilities, vision=True)
-            if projectors
-            else spec.capabilities,
+            projector_bytes=beside[taken] if taken else spec.projector_bytes,
+            capabilities=replace(spec.capabilities, vision=True) if taken else spec.capabilities,
         )
 
     def _safetensors(self, repo: str, revision: str, files: Sequence[RepoFile]) -> ModelSpec:

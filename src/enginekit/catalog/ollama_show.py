@@ -76,7 +76,34 @@ def to_spec(
         capabilities=_capabilities(show, spec.capabilities),
         chat_template=bool(show.get("template")),
     )
-    return _filled(spec, known) if not tensors and known is not None else spec
+    if not tensors and known is not None:
+        spec = _filled(spec, known)
+    return spec if spec.projector_bytes else _seeing(spec, show, known, listed=not tensors)
+
+
+def _seeing(
+    spec: ModelSpec, show: Mapping[str, Any], known: ModelSpec | None, *, listed: bool
+) -> ModelSpec:
+    """The spec with its projector, a layer of its own or inside the file, apart from the weights.
+
+    Args:
+        spec: the text model; with `listed` its weights are all that `/api/tags` lists.
+        show: the answer.
+        known: the catalog's spec, if it has the model.
+        listed: whether the answer had no tensors.
+    """
+    info = show.get("projector_info")
+    count = info.get("general.parameter_count") if isinstance(info, Mapping) else None
+    if not isinstance(count, int | float) or not 0 < count < 1 << 40:
+        same = known is not None and _same(known, spec) and spec.capabilities.vision
+        count = known.tower_params if known is not None and same else 0
+    size = 2 * int(count)
+    apart = listed and size < spec.weight_bytes
+    return replace(
+        spec,
+        projector_bytes=size,
+        weight_bytes=spec.weight_bytes - size if apart else spec.weight_bytes,
+    )
 
 
 def _metadata(info: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, int]]:
@@ -142,11 +169,7 @@ def _capabilities(show: Mapping[str, Any], found: Capabilities) -> Capabilities:
 
 def _filled(spec: ModelSpec, known: ModelSpec) -> ModelSpec:
     """Vocabulary, tying and active parameters from the catalog, if it is the same model."""
-    if (known.n_layers, known.hidden, known.kv_heads) != (
-        spec.n_layers,
-        spec.hidden,
-        spec.kv_heads,
-    ):
+    if not _same(known, spec):
         return spec
     origin = Origin(source="catalog", confidence="catalog")
     added = dict.fromkeys(("vocab", "tied_embeddings", "params_active"), origin)
@@ -159,3 +182,8 @@ def _filled(spec: ModelSpec, known: ModelSpec) -> ModelSpec:
         names=replace(known.names, ollama=spec.name),
         provenance=MappingProxyType({**spec.provenance, **added}),
     )
+
+
+def _same(known: ModelSpec, spec: ModelSpec) -> bool:
+    ours, theirs = ((each.n_layers, each.hidden, each.kv_heads) for each in (known, spec))
+    return ours == theirs

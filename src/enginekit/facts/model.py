@@ -233,9 +233,9 @@ class ModelSpec:
     """Bytes of the vision or audio part that loads beside the text model."""
     projector_file: str = ""
     """Where that part is a file beside a local model: its path."""
-    projector_types: tuple[str, ...] = ()
-    """Element types of the projector files in the GGUF repository, in the order of its listing;
-    empty: 16 bits only."""
+    projector_files: tuple[tuple[str, int], ...] = ()
+    """Projectors in the GGUF repository, in the order of its listing: label and tensor bytes. The
+    label `none` says that there is none for a model that sees; empty: nothing is known of them."""
     tower_params: int = 0
     """Parameters of that part in the publisher's checkpoint, where no file has been seen."""
 

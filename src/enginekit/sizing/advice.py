@@ -300,14 +300,15 @@ def command(
         parts.append(_utilization(sizer, place))
     if setting.cache_type != policy.cache_types[0]:
         parts.append(_flag(flags, "cache_type", setting.cache_type))
-    if not sizer.images and sees(model, policy):
+    beside = source and policy.images == "file"
+    if not sizer.images and not beside and sees(model, policy):
         parts.append(flags.get("text_only", ""))
-    elif source and model.projector_file and sizer.images:
-        parts.append(_flag(flags, "projector", model.projector_file))
     words = [part for part in parts if part]
     environment = [word for word in words if word.split("=")[0].isupper()]
     rest = [word for word in words if word not in environment]
-    if source:
+    if source and sizer.images and model.projector_file and policy.pair_option:
+        shown = policy.pair_option.format(source, model.projector_file)
+    elif source:
         shown = policy.file_option.format(source)
     else:
         name = getattr(model.names, policy.names) or model.name
@@ -368,5 +369,7 @@ def _images(sizer: Sizer, setting: Setting, model: ModelSpec) -> Iterator[str]:
         )
     elif size:
         yield f"for text only: images would need a projector of {size:.2f} GiB and working memory"
+    elif model.projector_files and sizer.policy.images == "file":
+        yield "for text only: llama.cpp has no projector for this model"
     elif model.capabilities.vision and sizer.policy.images == "file":
         yield "the projector's size is not known: images need more than is counted here"

@@ -340,7 +340,9 @@ class Allocation:
 
     def projector(self, quantization: str) -> Triple:
         """Weights and working memory of what sees, beside text models of this quantization."""
-        return projector(self.spec, self.policy, quantization) if self.images else NOTHING
+        if not self.images:
+            return NOTHING
+        return projector(self.spec, self.policy, quantization, flash=self.flash)
 
     def text_only(self) -> Allocation:
         """The same without what sees; what does not depend on it stays shared."""

@@ -103,6 +103,8 @@ class Policy:
     """Whose name of a model the command takes."""
     file_option: str = "{}"
     """How the command takes a local file or folder."""
+    pair_option: str = ""
+    """How it takes a local file with its projector; empty: a file alone has all."""
     repo_option: str = "{name}"
     """How it takes a name: `{name}` and `{quantization}`."""
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -156,6 +158,7 @@ CONTEXT: Final = Policy(
     command="llama-server {model}",
     names="gguf",
     file_option="-m {}",
+    pair_option="-m {} --mmproj {}",
     repo_option="-hf {name}:{quantization}",
     flags={
         "context": "-c {}",
@@ -167,7 +170,6 @@ CONTEXT: Final = Policy(
         "devices": "-dev {}",
         "ubatch": "-ub {}",
         "text_only": "--no-mmproj",
-        "projector": "--mmproj {}",
         "host_projector": "--no-mmproj-offload",
         "batch": "-b {0} -ub {0}",
         "embeddings": "--embeddings",
@@ -195,6 +197,7 @@ TIERED: Final = Policy(
     command="ollama serve  # then: {model}",
     names="ollama",
     file_option="echo FROM {} | ollama create NAME -f /dev/stdin && ollama run NAME",
+    pair_option="printf 'FROM {}\\nFROM {}\\n' | ollama create NAME -f /dev/stdin && ollama run NAME",
     repo_option="ollama run {name}",
     flags={
         "context_each": "OLLAMA_CONTEXT_LENGTH={}",
@@ -310,6 +313,8 @@ COMPILED: Final = Policy(
     utilization=0.85,
     split="tensor",
     cache_types=("auto",),
+    # mlc_llm/model/qwen3_vl; gemma4_loader leaves the vision tower out, and the others have none.
+    towers=frozenset({"qwen2vl", "qwen3vl"}),
     sampler_bytes=(16.125, 16.125, 16.125),
     rows=((0, 8192, 4),),
     # Those with logits of every token of a chunk would need several GB at 8192.
