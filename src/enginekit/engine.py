@@ -269,11 +269,20 @@ class Engine(ABC):
         return
         yield  # makes this a generator
 
-    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
-        """Have the server load what a request needs, where only the request itself would do so.
+    def cold(self, encoded: Encoded) -> Operation[bool]:
+        """Whether the server would first have to load what a request needs, and is not doing so yet.
 
-        Asked before a request whose first token has less time than a load (`seconds`), so that
-        loading is not taken for slowness. Carries nothing of the prompt. The default does nothing.
+        Only where the request itself would wait for that in silence; a server that says it is
+        loading raises EngineLoading instead. Cheap, and False where nobody can tell: the default.
+        """
+        return False
+        yield  # makes this a generator
+
+    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
+        """Have the server load what a request needs, within `seconds`, after `cold` said so.
+
+        Carries nothing of the prompt. Raises EngineTimeout (phase `load`), and why loading failed.
+        The default does nothing.
         """
         return
         yield  # makes this a generator

@@ -6,12 +6,11 @@ Retries live here and nowhere else, and only before the first token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
-from enginekit.engine import Budgets, Call, Encoded, Engine, Open, Operation, Sleep
+from enginekit.engine import Budgets, Call, Encoded, Engine, Gather, Open, Operation, Sleep
 from enginekit.errors import (
     EngineError,
     EngineKitError,
@@ -47,6 +46,11 @@ MAX_RETRY_AFTER = 60.0
 """Longest `Retry-After`, in seconds, that is honoured by waiting."""
 
 
+Passing: TypeAlias = Callable[[Engine, Encoded], EngineKitError | None]
+"""Told of a request that its server would first load a model for, while others are asked. It may
+have that done elsewhere, must return at once, and says why the last try failed, if it did."""
+
+
 def open_reply(
     engine: Engine,
     request: ChatRequest | CompletionRequest,
@@ -54,15 +58,19 @@ def open_reply(
     stream: bool,
     budgets: Budgets,
     max_retries: int = 2,
+    passing: Passing | None = None,
 ) -> Operation[Any]:
     """Start a reply and return the driver's stream once its first chunk is there.
 
     A server that is loading is waited for within `budgets.load` and costs no retry. Whatever else
     is retryable is tried again at most `max_retries` times, so a call makes at most
     `1 + max_retries` requests that carry the prompt.
+
+    With `passing` nobody waits for a load, because another engine may be asked: a model that only
+    the request would load is EngineLoading, after `passing` was told of it.
     """
     model = request.model
-    unclear = yield from settle_needed(engine, request)
+    unclear = yield from settle_needed(engine, request, budgets.first_token)
     refuse_lacking(engine.of(model), request)
     learnt: set[Feature] = set()
     told: list[str] = []
@@ -72,7 +80,7 @@ def open_reply(
         encoded.receipt.notes.extend(told)
         try:
             opened = yield from open_encoded(
-                narrow, encoded, budgets=budgets, max_retries=max_retries
+                narrow, encoded, budgets=budgets, max_retries=max_retries, passing=passing
             )
         except Unsupported as refusal:
             found = learn(engine, refusal, model)
@@ -100,29 +108,38 @@ TAKEN = Capability(support="native", evidence="observed", note="the server took 
 
 
 def settle_needed(
-    engine: Engine, request: ChatRequest | CompletionRequest
+    engine: Engine, request: ChatRequest | CompletionRequest, seconds: float
 ) -> Operation[list[Feature]]:
-    """Find out what the probe left open of what a reply needs; returns what is still open."""
+    """Find out what the probe left open of what a reply needs; returns what is still open.
+
+    Waits no longer than `seconds` for any answer.
+    """
     if not engine.settles or engine.facts is None:
         return []
     wanted = [f for f in engine.settles & needs(request) if _open(engine, f, request.model)]
-    yield from _settle_open(engine, wanted, request.model)
+    yield from _settle_open(engine, wanted, request.model, seconds)
     return [feature for feature in wanted if _open(engine, feature, request.model)]
 
 
-def settle_all(engine: Engine, model: str) -> Operation[None]:
+def settle_all(engine: Engine, model: str, seconds: float) -> Operation[None]:
     """Find out what the probe left open of chats, for whoever wants to know before the first one."""
     if engine.facts is not None:
-        yield from _settle_open(engine, engine.settles, model)
+        yield from _settle_open(engine, engine.settles, model, seconds)
 
 
-def _settle_open(engine: Engine, features: Iterable[Feature], model: str) -> Operation[None]:
+def _settle_open(
+    engine: Engine, features: Iterable[Feature], model: str, seconds: float
+) -> Operation[None]:
     """Ask for what nobody asked for yet: what a server left open once it leaves open again."""
     for feature in sorted(features):
         told = engine.facts.told(feature, model) if engine.facts is not None else None
         if told is None and _open(engine, feature, model):  # settling one may settle others
-            with suppress(EngineKitError):  # what went wrong the call itself will say
-                yield from engine.settle(feature, model)
+            try:
+                yield from within(engine.settle(feature, model), seconds)
+            except EngineTimeout:
+                return  # who is silent once is not waited for again
+            except EngineKitError:
+                pass  # what went wrong the call itself will say
 
 
 def _open(engine: Engine, feature: Feature, model: str) -> bool:
@@ -130,21 +147,26 @@ def _open(engine: Engine, feature: Feature, model: str) -> bool:
 
 
 def asked(
-    engine: Engine, feature: Feature, operation: Operation[_T], *, model: str = ""
+    engine: Engine,
+    feature: Feature,
+    operation: Operation[_T],
+    *,
+    model: str = "",
+    seconds: float = Budgets().whole_reply,
 ) -> Operation[_T]:
     """Run an operation that needs a feature, unless this server, or its model, is known to lack it.
 
-    What the server refuses is remembered: the next call is refused before anything is sent. So is
+    No answer may take longer than `seconds`. What the server refuses is remembered: the next call is refused before anything is sent. So is
     what it does, once nobody could tell beforehand.
     """
     if engine.facts is not None:
-        yield from _settle_open(engine, (feature,), model)
+        yield from _settle_open(engine, (feature,), model, seconds)
     fact = engine.facts.told(feature, model) if engine.facts is not None else None
     if fact is not None and fact.support == "none":
         operation.close()
         _refuse(engine, feature, fact)
     try:
-        done = yield from operation
+        done = yield from within(operation, seconds)
     except Unsupported as refusal:
         learn(engine, refusal, model)
         raise
@@ -217,28 +239,37 @@ def needs(request: ChatRequest | CompletionRequest) -> frozenset[Feature]:
 
 
 def open_encoded(
-    engine: Engine, encoded: Encoded, *, budgets: Budgets, max_retries: int = 2
+    engine: Engine,
+    encoded: Encoded,
+    *,
+    budgets: Budgets,
+    max_retries: int = 2,
+    passing: Passing | None = None,
 ) -> Operation[Any]:
     """As `open_reply`, for a request that is encoded already."""
     effect = Open(engine=engine, encoded=encoded, budgets=budgets)
-    hurried = budgets.before_first(encoded.call.framing) < budgets.load
+    framing = encoded.call.framing
+    apart = passing is not None or budgets.hurried(framing)
     retries = 0
     waited = 0.0
-    warm = not hurried
+    looked = not apart
     while True:
         try:
-            if not warm:
-                yield from engine.warm(encoded, budgets.load)
-                warm = True
+            if not looked:
+                if (yield from within(engine.cold(encoded), budgets.before_first(framing))):
+                    yield from _loaded_apart(engine, encoded, budgets, passing)
+                looked = True
             return (yield effect)
         except EngineLoading as error:
-            warm = not hurried
+            if passing is not None:
+                raise
+            looked = not apart
             pause = min(0.1 + waited / 4, 2.0)
             if waited + pause > budgets.load:
                 raise EngineTimeout(
                     f"{engine.name} at {engine.target.base_url} was still loading its model"
                     + (f" after {budgets.load:g} s" if budgets.load else ""),
-                    hint="raise the load budget: timeout={'load': 1800}",
+                    hint=_longer_load(budgets),
                     engine=engine.name,
                     url=engine.target.base_url,
                     phase="load",
@@ -258,6 +289,38 @@ def open_encoded(
                 raise
             retries += 1
             yield Sleep(seconds=wanted)
+
+
+def _loaded_apart(
+    engine: Engine, encoded: Encoded, budgets: Budgets, passing: Passing | None
+) -> Operation[None]:
+    """Have a model loaded by something else than the request; raises where nobody waits for it."""
+    if passing is not None:
+        failed = passing(engine, encoded)
+        if failed is not None:
+            raise failed
+        raise EngineLoading(
+            f"{engine.name} at {engine.target.base_url} has not loaded the model yet; it is asked to "
+            "while others answer",
+            engine=engine.name,
+            url=engine.target.base_url,
+        )
+    try:
+        yield from within(engine.warm(encoded, budgets.load), budgets.load)
+    except EngineTimeout as error:
+        if error.phase == "load" and error.hint is None:
+            error.hint = _longer_load(budgets)
+            error.add_note(f"hint: {error.hint}")
+        raise
+
+
+def _longer_load(budgets: Budgets) -> str:
+    if budgets.alike:
+        return (
+            f"one number limits loading, too; give it a budget of its own: "
+            f"timeout={{'load': 600, 'first_token': {budgets.first_token:g}}}"
+        )
+    return f"raise the load budget: timeout={{'load': {max(1800, 2 * budgets.load):g}}}"
 
 
 def _not_loaded(error: EngineKitError) -> bool:
@@ -312,7 +375,7 @@ def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[flo
     last: EngineError | None = None
     while True:
         try:
-            if (yield from _within(engine.ready(model), budgets.load - waited)):
+            if (yield from within(engine.ready(model), budgets.load - waited)):
                 return waited
         except (EngineLoading, Unreachable, EngineTimeout) as error:
             last = error
@@ -331,8 +394,8 @@ def wait_ready(engine: Engine, model: str, *, budgets: Budgets) -> Operation[flo
         yield Sleep(seconds=pause)
 
 
-def _within(operation: Operation[_T], seconds: float) -> Operation[_T]:
-    """The same operation, but that no call of it may take longer than `seconds`."""
+def within(operation: Operation[_T], seconds: float) -> Operation[_T]:
+    """The same operation, but that nothing it asks may take longer than `seconds`, waits apart."""
     step, sent = operation.send, None
     while True:
         try:
@@ -341,6 +404,8 @@ def _within(operation: Operation[_T], seconds: float) -> Operation[_T]:
             return stop.value  # type: ignore[no-any-return]
         if isinstance(effect, Call) and effect.timeout > seconds:
             effect = replace(effect, timeout=seconds)
+        elif isinstance(effect, Gather) and effect.deadline > seconds:
+            effect = replace(effect, deadline=seconds)
         try:
             step, sent = operation.send, (yield effect)
         except GeneratorExit:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from enginekit.engine import Budgets, Call, Encoded, Engine, Open, Sleep, Target
+from enginekit.engine import Budgets, Call, Encoded, Engine, Gather, Open, Sleep, Target
 from enginekit.errors import (
     BadRequest,
     ContextOverflow,
@@ -20,10 +21,10 @@ from enginekit.errors import (
     Unsupported,
     nearest_models,
 )
-from enginekit.facts.engine import EngineProfile, ModelCard, ServerFacts
+from enginekit.facts.engine import Capability, EngineProfile, ModelCard, ServerFacts
 from enginekit.fallback import open_first
-from enginekit.operations import Folder, open_reply, wait_ready
-from enginekit.types import ChatRequest, Chunk, End, Message, Receipt, ToolCall, Usage
+from enginekit.operations import Folder, open_reply, wait_ready, within
+from enginekit.types import ChatRequest, Chunk, End, Message, Receipt, Tool, ToolCall, Usage
 
 REQUEST = ChatRequest(model="m", messages=(Message(role="user", content="hi"),))
 
@@ -320,4 +321,57 @@ def test_one_number_limits_every_wait_for_tokens():
     budgets = Budgets.of(2)
     assert (budgets.first_token, budgets.between_tokens, budgets.whole_reply) == (2, 2, 2)
     assert budgets.connect == 2
+    assert (budgets.load, budgets.alike) == (2, True)
     assert Budgets.of({"load": 5}).load == 5
+    assert Budgets.of({"first_token": 2}).load == Budgets().load, "who names one speaks of one"
+    assert not Budgets.of(3600).alike, "more than a load may take anyway"
+    with pytest.raises(ValueError, match="alike"):
+        Budgets.of({"alike": 1})
+
+
+def test_one_number_limits_the_wait_for_a_server_that_loads(engine):
+    slept = []
+    operation = opening(engine, budgets=Budgets.of(1))
+    with pytest.raises(EngineTimeout) as caught:
+        effect = next(operation)
+        while True:
+            if isinstance(effect, Sleep):
+                slept.append(effect.seconds)
+                effect = operation.send(None)
+            else:
+                effect = operation.throw(EngineLoading("loading"))
+    assert (caught.value.phase, caught.value.budget) == ("load", 1)
+    assert "timeout={'load': 600, 'first_token': 1}" in caught.value.hint
+    assert sum(slept) <= 1
+
+
+class Asking(Paper):
+    """It leaves open whether it has tools, and says nothing when it is asked."""
+
+    profile = replace(
+        Paper.profile, capabilities={"tools": Capability(support="server", evidence="documented")}
+    )
+    settles = frozenset({"tools", "tool_choice_required"})
+
+    def settle(self, feature, model=""):
+        yield self.call("POST", "/trial", {})
+
+
+def test_what_is_asked_beforehand_waits_no_longer_than_the_first_token():
+    engine = Asking(Target(base_url="http://paper"), facts=ServerFacts())
+    request = replace(REQUEST, tools=(Tool(name="t", description="", parameters={}),))
+    operation = open_reply(engine, request, stream=True, budgets=Budgets(first_token=1.5))
+    trial = next(operation)
+    assert (trial.path, trial.timeout) == ("/trial", 1.5)
+    # Who is silent once is not asked for the next thing: the call itself says what is wrong.
+    assert isinstance(operation.throw(EngineTimeout("silent")), Open)
+    patient = open_reply(engine, request, stream=True, budgets=Budgets())
+    assert next(patient).timeout == 10
+
+
+def test_what_is_asked_side_by_side_waits_no_longer_either():
+    def several():
+        return (yield Gather(operations=(), deadline=10.0))
+
+    assert next(within(several(), 0.5)).deadline == 0.5
+    assert next(within(several(), 50)).deadline == 10

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from enginekit import config as configuration
 from enginekit import registry
 from enginekit.config import Config
-from enginekit.engine import Budgets, Engine, Operation, Sleep
+from enginekit.engine import Budgets, Encoded, Engine, Operation, Sleep
 from enginekit.errors import (
     ConfigError,
     ContextOverflow,
@@ -27,12 +27,13 @@ from enginekit.errors import (
 from enginekit.facts.engine import Feature, ServerFacts
 from enginekit.fallback import Resting, first, none_could, open_first, resting_of
 from enginekit.kit import embedded, images
-from enginekit.kit.budgets import budgets_of
+from enginekit.kit.budgets import budgets_of, load_of
+from enginekit.kit.loading import load_beside
 from enginekit.kit.route import Route, explained, resolve, roomier
 from enginekit.kit.server_facts import forget_route, keep_facts, probe_once
 from enginekit.kit.showing import with_schema_shown
 from enginekit.operations import asked as unless_lacking
-from enginekit.operations import open_reply, settle_all, settle_needed
+from enginekit.operations import open_reply, settle_all, settle_needed, within
 from enginekit.types import (
     ChatRequest,
     CompletionRequest,
@@ -135,34 +136,32 @@ class Calls:
         self._prepare()
         route = self._routes[number]
         if route is None or not route.alive:
-            route = yield from resolve(
-                self.config,
-                self._names[number],
-                model=None,
-                progress=self._progress,
-                budget=self.budgets.load,
-                embeds=self._embeds,
-            )
+            route = yield from self._resolved(self._names[number])
             self._routes[number] = route
         if route.lease is not None and model and model != route.model:
             other = route.others.get(model)
             if other is None or not other.alive:
-                other = yield from resolve(
-                    self.config,
-                    route.engine.name,
-                    model=model,
-                    progress=self._progress,
-                    budget=self.budgets.load,
-                    embeds=self._embeds,
-                )
+                other = yield from self._resolved(route.engine.name, model)
                 route.others[model] = other
             route = other
         if not route.probed:
             try:
-                yield from probe_once(route, budget=self.budgets.load, patient=patient)
+                asked = probe_once(route, budget=self.budgets.load, patient=patient)
+                yield from within(asked, self.budgets.first_token)
             except Unreachable as error:
                 raise explained(route, error) from error
         return route
+
+    def _resolved(self, name: str | None, model: str | None = None) -> Operation[Route]:
+        found = resolve(
+            self.config,
+            name,
+            model=model,
+            progress=self._progress,
+            budget=load_of(self.budgets),
+            embeds=self._embeds,
+        )
+        return (yield from within(found, self.budgets.first_token))
 
     def _open(self, request: ChatRequest | CompletionRequest, *, stream: bool) -> Operation[Any]:
         self._prepare()
@@ -198,8 +197,9 @@ class Calls:
                 route.engine,
                 request,
                 stream=stream,
-                budgets=self.budgets if patient else replace(self.budgets, load=0.0),
+                budgets=self.budgets,
                 max_retries=self._retries if patient else 0,
+                passing=None if patient else self._load_beside,
             )
         except EngineError as error:
             if isinstance(error, Unsupported):
@@ -225,6 +225,9 @@ class Calls:
             opened.receipt.notes.extend((*route.notes, *fetched, *told))
         return opened
 
+    def _load_beside(self, engine: Engine, encoded: Encoded) -> EngineKitError | None:
+        return load_beside(engine, encoded, load_of(self.budgets))
+
     def _connect(self) -> Operation[ServerFacts | None]:
         self._prepare()
         found: list[ServerFacts | None] = []
@@ -234,8 +237,9 @@ class Calls:
                 looked = self._route(number, None, patient=not self._lists)
                 route = yield from self.resting.watched(number, looked)
                 if route.engine.facts is None:
-                    route.engine.facts = yield from route.engine.probe()
-                yield from settle_all(route.engine, route.model)
+                    probe = within(route.engine.probe(), self.budgets.first_token)
+                    route.engine.facts = yield from probe
+                yield from settle_all(route.engine, route.model, self.budgets.first_token)
                 keep_facts(route)
                 found.append(route.engine.facts)
             except EngineKitError as error:
@@ -253,7 +257,11 @@ class Calls:
         if not request.model:
             request = replace(request, model=route.model)
         operation = route.engine.embed(request)
-        return (yield from _asked(route, "embeddings", operation, request.model))
+        return (
+            yield from _asked(
+                route, "embeddings", operation, request.model, self.budgets.whole_reply
+            )
+        )
 
     def _rerank(self, request: RerankRequest) -> Operation[Ranking]:
         if not request.documents:
@@ -262,12 +270,15 @@ class Calls:
         if not request.model:
             request = replace(request, model=route.model)
         operation = route.engine.rerank(request)
-        return (yield from _asked(route, "rerank", operation, request.model))
+        return (
+            yield from _asked(route, "rerank", operation, request.model, self.budgets.whole_reply)
+        )
 
     def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
         def on(engine: Engine, model: str) -> Operation[int]:
             asked = request if request.model else replace(request, model=model)
-            yield from settle_needed(engine, asked)  # what is counted is what would be sent
+            # What is counted is what would be sent.
+            yield from settle_needed(engine, asked, self.budgets.first_token)
             return (yield from engine.of(asked.model).count_tokens(asked))
 
         return self._on_engine(on, request.model or None, "count_tokens")
@@ -294,7 +305,10 @@ class Calls:
             route = yield from self._route(number, model, patient=patient)
             operation = make(route.engine, model or route.model)
             if feature is not None:
-                operation = _asked(route, feature, operation, model or route.model)
+                seconds = load_of(self.budgets) if feature == "load" else self.budgets.whole_reply
+                operation = _asked(route, feature, operation, model or route.model, seconds)
+            else:
+                operation = within(operation, self.budgets.whole_reply)
             return (yield from operation), route.engine.name
 
         if not self._lists:
@@ -320,10 +334,16 @@ def _refuse_one_for_all(config: Config, engines: Sequence[str]) -> None:
         )
 
 
-def _asked(route: Route, feature: Feature, operation: Operation[_T], model: str) -> Operation[_T]:
+def _asked(
+    route: Route, feature: Feature, operation: Operation[_T], model: str, seconds: float
+) -> Operation[_T]:
     """The operation, unless the server is known to lack what it needs; what it refuses is kept."""
     try:
-        return (yield from unless_lacking(route.engine, feature, operation, model=model))
+        return (
+            yield from unless_lacking(
+                route.engine, feature, operation, model=model, seconds=seconds
+            )
+        )
     finally:
         keep_facts(route)
 

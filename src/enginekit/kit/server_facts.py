@@ -69,8 +69,8 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
             waited += pause
             yield Sleep(seconds=pause)
         except (Unreachable, EngineTimeout):
+            route.probed = False  # the next call asks again
             if not patient:
-                route.probed = False
                 raise
             return
         except EngineKitError:

@@ -9,7 +9,7 @@ import pytest
 
 from enginekit.engine import Budgets, Target
 from enginekit.engines.ollama import Ollama
-from enginekit.errors import BadRequest, EngineFault, EngineTimeout, ModelNotFound
+from enginekit.errors import BadRequest, EngineFault, EngineTimeout, ModelNotFound, Unreachable
 from enginekit.operations import Folder, open_reply
 from enginekit.types import UNSET, ChatRequest, CompletionRequest, Message, Reply, Sampling
 from tests.drivers.toy import Driver, drivers
@@ -159,3 +159,54 @@ def test_a_server_that_lists_nothing_gets_the_prompt_as_often_as_was_allowed(dri
         ask(driver, server, chat(), Budgets(load=20.0, first_token=0.1), max_retries=2)
     assert caught.value.phase == "first token"
     assert server.paths() == [LISTED, CHAT, CHAT, CHAT]
+
+
+def test_one_number_bounds_the_load_as_well(driver, server):
+    """`timeout=0.3` is over after that, whatever takes so long; no prompt was sent, nor repeated."""
+    server.on("/api/generate", recorded("n_load_generate", cut=0, fault="silence"))
+    with pytest.raises(EngineTimeout) as caught:
+        ask(driver, server, chat(), Budgets.of(0.3), max_retries=2)
+    assert (caught.value.phase, caught.value.budget) == ("load", 0.3)
+    assert "timeout={'load': 600, 'first_token': 0.3}" in (caught.value.hint or "")
+    assert server.paths() == [LISTED, LOAD]
+
+
+def test_a_list_that_does_not_come_takes_no_longer_than_the_first_token_may(driver, server):
+    server.on("/api/ps", wire.Reply(fault="slow_first_byte", delay=60))
+    server.on("/api/chat", recorded("n_chat_stream", cut=0, fault="silence"))
+    with pytest.raises(EngineTimeout) as caught:
+        ask(driver, server, chat(), Budgets.of(0.2), max_retries=0)
+    assert (caught.value.phase, caught.value.budget) == ("first token", 0.2)
+    assert server.paths() == [LISTED, CHAT]
+
+
+def test_a_server_that_is_gone_is_not_dialled_twice_for_one_try(driver):
+    url = wire.refused_url()
+    log: list[Any] = []
+
+    def counted(operation: Any) -> Any:
+        step, sent = operation.send, None
+        while True:
+            try:
+                effect = step(sent)
+            except StopIteration as done:
+                return done.value
+            log.append(effect)
+            try:
+                step, sent = operation.send, (yield effect)
+            except Exception as error:
+                step, sent = operation.throw, error
+
+    with pytest.raises(Unreachable):
+        driver.run(
+            counted(
+                open_reply(
+                    Ollama(Target(base_url=url)),
+                    chat(),
+                    stream=True,
+                    budgets=HURRIED,
+                    max_retries=0,
+                )
+            )
+        )
+    assert len(log) == 1

@@ -96,13 +96,16 @@ class LlamaCpp(LlamaCppRequests):
             yield from self._manage("load", model)
         return False
 
-    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
-        """Router mode: have the model loaded, which the request itself would wait for in silence."""
+    def cold(self, encoded: Encoded) -> Operation[bool]:
+        """Router mode: whether the model that is named is not in memory yet."""
         model = encoded.call.json.get("model")
         if not model or self.facts is None or not self.facts.extra.get("autoload"):
-            return
-        if (yield from self._card(model)).loaded:
-            return
+            return False
+        return not (yield from self._card(model)).loaded
+
+    def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
+        """Router mode: have the model loaded; returns when it is."""
+        model = encoded.call.json["model"]
         yield from self._manage("load", model)
         yield from self._loaded(model, seconds)
 

@@ -30,6 +30,7 @@ from enginekit.errors import (
     EngineTimeout,
     MalformedReply,
     ModelNotFound,
+    Unreachable,
     Unsupported,
     nearest_models,
 )
@@ -170,15 +171,31 @@ class Ollama(Engine):
             yield from self.load(model)
         return True
 
+    def cold(self, encoded: Encoded) -> Operation[bool]:
+        """Whether `/api/ps` lacks the model, or has it with another window than is asked for."""
+        asked = encoded.call.json
+        if is_cloud(asked["model"]):
+            return False
+        try:
+            running = yield from self._ask("GET", "/api/ps", timeout=LISTED)
+            items = _models(self, "/api/ps", running)
+        except EngineKitError as error:
+            if isinstance(error, Unreachable) or getattr(error, "phase", "") == "connect":
+                raise
+            return False
+        wanted, window = full_name(asked["model"]), (asked.get("options") or {}).get("num_ctx")
+        for item in items:
+            if full_name(str(item.get("name"))) == wanted:
+                return window is not None and item.get("context_length", window) != window
+        return True
+
     def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
-        """Unless it is loaded, an empty request with the options of the real one, which loads it.
+        """An empty request with the options of the real one, which loads the model.
 
         Raises EngineTimeout (phase `load`), and why loading failed; what the real request will be
         told as well is left to it.
         """
         asked = encoded.call.json
-        if is_cloud(asked["model"]) or (yield from self._loaded(asked)):
-            return
         body: dict[str, Any] = {"model": asked["model"], "shift": False, "stream": False}
         if asked.get("options"):
             body["options"] = asked["options"]
@@ -193,7 +210,6 @@ class Ollama(Engine):
             raise EngineTimeout(
                 f"{self.name} at {self.target.base_url} had not loaded {asked['model']!r} after "
                 f"{seconds:g} s",
-                hint=f"raise the load budget: timeout={{'load': {max(seconds * 2, 1):g}}}",
                 engine=self.name,
                 url=self.target.base_url,
                 phase="load",
@@ -201,19 +217,6 @@ class Ollama(Engine):
             ) from error
         except (BadRequest, MalformedReply, Unsupported):
             return
-
-    def _loaded(self, asked: Mapping[str, Any]) -> Operation[bool]:
-        """Whether the model is in memory with the window asked for, or nobody can tell."""
-        try:
-            running = yield from self._ask("GET", "/api/ps", timeout=LISTED)
-            items = _models(self, "/api/ps", running)
-        except EngineKitError:
-            return True
-        wanted, window = full_name(asked["model"]), (asked.get("options") or {}).get("num_ctx")
-        for item in items:
-            if full_name(str(item.get("name"))) == wanted:
-                return window is None or item.get("context_length", window) == window
-        return False
 
     def models(self) -> Operation[tuple[ModelCard, ...]]:
         """The installed models, those loaded marked."""
