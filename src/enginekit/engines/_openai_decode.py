@@ -22,11 +22,12 @@ from enginekit.engines._openai_fields import (
     read_logprobs,
     read_timings,
     read_usage,
+    remark_of,
     text_of,
     without_mark,
 )
 from enginekit.engines._required import bad_output
-from enginekit.errors import EngineKitError, MalformedReply
+from enginekit.errors import EngineKitError, MalformedReply, StreamTruncated
 from enginekit.types import Chunk, ToolCallDelta
 
 DONE: Final = b"[DONE]"
@@ -62,6 +63,7 @@ class OpenAIDecoder(ReplyDecoder):
             path=path,
         )
         self._begun = False
+        self._remark = ""
         self._places: dict[int, int] = {}
 
     def feed(self, data: bytes) -> list[Chunk]:
@@ -161,11 +163,17 @@ class OpenAIDecoder(ReplyDecoder):
             return
         super()._complete(out, lost=lost)
 
+    def _truncated(self, what: str) -> StreamTruncated:
+        return super()._truncated(
+            f"{what} (it had said {self._remark!r})" if self._remark else what
+        )
+
     def _take(self, event: Mapping[str, Any], payload: bytes, out: list[Chunk]) -> None:
         """Read one whole event by the long road."""
         if event.get("error") or event.get("object") == "error" or is_bare_error(event):
             self._refused(payload)
             return
+        self._remark = remark_of(event) or self._remark
         if isinstance(usage := event.get("usage"), Mapping) and usage:
             self._usage = read_usage(usage)
         if timings := event.get("timings"):

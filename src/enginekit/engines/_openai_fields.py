@@ -22,10 +22,29 @@ def is_stream(body: bytes) -> bool:
 
 
 def is_bare_error(event: Mapping[str, Any]) -> bool:
-    """An error without an envelope: FastAPI's `{"detail": …}`, or the fields of one by themselves."""
+    """An error without an envelope: FastAPI's `{"detail": …}`, or the fields of one by themselves.
+
+    Every server known to send the latter gives a code, or calls itself an error. A message alone may
+    be a gateway's news of what it waits for (`remark_of`).
+    """
     if "choices" in event:
         return False
-    return bool(event.get("detail")) or isinstance(event.get("message"), str)
+    if event.get("detail"):
+        return True
+    if not isinstance(event.get("message"), str):
+        return False
+    code = event.get("code")
+    named = f"{event.get('object')} {event.get('type')}".lower()
+    return "error" in named or (bool(code) and str(code) != "200")
+
+
+def remark_of(event: Mapping[str, Any]) -> str:
+    """What an event says that is neither a piece of the reply nor surely an error; empty for none.
+
+    It ends nothing. Should the reply end without its terminal fact, it is the likeliest reason.
+    """
+    message = event.get("message")
+    return message[:200] if isinstance(message, str) and "choices" not in event else ""
 
 
 def pieces_of(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -112,6 +112,8 @@ def test_an_overflow_in_a_field_of_that_name() -> None:
         ),
         ({"message": "it broke", "code": 500}, "it broke"),
         ({"object": "error", "message": "it broke", "code": 500}, "it broke"),
+        ({"object": "error", "message": "it broke"}, "it broke"),
+        ({"type": "server_error", "message": "it broke", "code": None}, "it broke"),
         ({"error": "it broke"}, "it broke"),
         ({"error": {"message": "it broke"}}, "it broke"),
         ({"error": {"msg": "it broke"}}, "it broke"),
@@ -127,6 +129,44 @@ def test_an_error_event_in_any_envelope(event: Any, said: str) -> None:
     alone = whole(event)
     assert isinstance(alone.failure, EngineFault)
     assert said in str(alone.failure)
+
+
+NEWS: list[Any] = [
+    {"type": "ping"},
+    {"type": "ping", "message": "keepalive"},
+    {"message": "processing"},
+    {"message": "queued", "code": 200},
+    {"object": "status", "message": "queued", "code": 0},
+]
+"""Events of gateways that are no piece of the reply and no error: nothing says that they are one.
+Named faults, not recordings: no engine known to us sends any of them."""
+
+
+@pytest.mark.parametrize("event", NEWS)
+def test_news_between_the_pieces_ends_nothing(event: Any) -> None:
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    for body in (
+        written(event, piece({"content": "Hi"}), event, end, DONE),
+        written(piece({"content": "Hi"}), end, event, DONE),
+    ):
+        got = stream(body)
+        assert got.failure is None
+        assert got.text == "Hi"
+        assert got.end is not None
+
+
+def test_a_message_that_came_to_nothing_is_no_silence() -> None:
+    """Whether it was an error nobody can tell; the reply is cut all the same, and the error says it."""
+    news = {"message": "upstream went away"}
+    for body in (
+        written(piece({"content": "Hi"}), news),
+        written(piece({"content": "Hi"}), news, DONE),
+        written(news),
+    ):
+        got = stream(body)
+        assert isinstance(got.failure, StreamTruncated)
+        assert "upstream went away" in str(got.failure)
+    assert "upstream went away" in str(whole(news).failure)
 
 
 def test_a_named_event_is_an_error_like_any_other() -> None:
