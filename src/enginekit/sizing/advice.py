@@ -213,9 +213,15 @@ def _offload(sizer: Allocation, place: Placement) -> Fix:
 def _together(sizer: Sizer, setting: Setting, place: Place, also: str = "") -> list[Fix]:
     kind = sizer.policy.cache_types[min(1, len(sizer.policy.cache_types) - 1)]
     kind = setting.cache_type if _refused(sizer, kind) else kind
-    for name in sizer.policy.ladder:
-        if bits(name) > bits(setting.quantization):
-            continue
+    now = bits(setting.quantization)
+    names = [name for name in sizer.policy.ladder if bits(name) <= now]
+    least = setting._replace(cache_type=kind, users=1, context=min(setting.context, 4096))
+    if names and isinstance(sizer, Allocation):
+        # What the narrowest cannot do no other can; the kernels of pool engines pad some.
+        least = least._replace(quantization=names[-1])
+        if excess(sizer, least, place) > 0:
+            return []
+    for name in names:
         for users in dict.fromkeys((setting.users, 1)):
             tried = setting._replace(
                 quantization=name,

@@ -16,6 +16,7 @@ from enginekit.sizing.offload import copied
 from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
 from enginekit.sizing.projector import NOTHING, held_by, projector
+from enginekit.sizing.rows import Line, Load, Needs, Row
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
 from enginekit.sizing.tables import (
     CacheTable,
@@ -42,67 +43,6 @@ class Setting(NamedTuple):
     cache_type: str
 
 
-class Needs(NamedTuple):
-    """Bytes on one device beside its weights."""
-
-    device: Device
-    attention: int
-    doubt: int
-    """What the cache may need beyond `attention`; above 0 only for unknown layouts."""
-    state: int
-    compute: Triple
-    projector: Triple
-    runtime: Triple
-
-    @property
-    def expected(self) -> int:
-        """All of it."""
-        return self.attention + self.state + self.compute[1] + self.projector[1] + self.runtime[1]
-
-    @property
-    def high(self) -> int:
-        """The upper end."""
-        fixed = self.attention + self.doubt + self.state
-        return fixed + self.compute[2] + self.projector[2] + self.runtime[2]
-
-
-class _Row(NamedTuple):
-    """One device of a placement with everything that does not depend on context and slots."""
-
-    limit: int
-    margin: int
-    cells: tuple[int, ...]
-    """Cache bytes per cell, by window in the order of `CacheTable.windows`."""
-    state: int
-    """Bytes per slot."""
-    doubt: float
-    """Bytes per token that an unknown layout may need beyond `cells`."""
-    expected: int
-    """Of the runtime."""
-    high: int
-    carve_out: int
-    """-1 for a device with memory of its own."""
-    host: bool
-    beside: bool
-    """Whether it is a host with the inputs of GPUs instead of a compute buffer."""
-
-
-_Line = tuple[_Row, int, int]
-"""With the weights: expected and high of all that does not depend on context and slots."""
-
-
-class _Load(NamedTuple):
-    """What a context with its slots costs wherever it lies."""
-
-    context: int
-    cells: tuple[int, ...]
-    """By window, in the order of `CacheTable.windows`."""
-    buffer: Triple
-    """Of a device that holds layers."""
-    beside: Triple
-    """Of the host when all layers are on GPUs."""
-
-
 class Allocation:
     """The arithmetic of one model under one policy on one set of devices.
 
@@ -127,11 +67,12 @@ class Allocation:
         self.flash = True
         self.calibration = NONE
         self._tables: dict[str, WeightTable] = {}
+        self._seeing: dict[str, Triple] = {}
         self._caches: dict[str, CacheTable] = {}
-        self._loads: dict[tuple[int, int, int], _Load] = {}
-        self._rows: dict[tuple[tuple[int, ...], str], tuple[_Row, ...]] = {}
-        self._alike: dict[tuple[tuple[int, ...], str], list[tuple[_Row, list[int]]]] = {}
-        self._lines: dict[tuple[Placement, str, str], list[_Line]] = {}
+        self._loads: dict[tuple[int, int, int], Load] = {}
+        self._rows: dict[tuple[tuple[int, ...], str], tuple[Row, ...]] = {}
+        self._alike: dict[tuple[tuple[int, ...], str], list[tuple[Row, list[int]]]] = {}
+        self._lines: dict[tuple[Placement, str, str], list[Line]] = {}
         self._needs: dict[tuple[tuple[int, ...], int, int, str, int, int], tuple[Needs, ...]] = {}
         self._wholes: list[Placement] = []
         self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
@@ -216,7 +157,7 @@ class Allocation:
         found = self._needs[key] = tuple(needs)
         return found
 
-    def _load(self, tokens: int, slots: int, copies: int) -> _Load:
+    def _load(self, tokens: int, slots: int, copies: int) -> Load:
         """What so many tokens per slot cost wherever they lie."""
         key = (tokens, slots, copies)
         found = self._loads.get(key)
@@ -244,7 +185,7 @@ class Allocation:
             flash=self.flash,
             copies=copies,
         ).total
-        found = self._loads[key] = _Load(
+        found = self._loads[key] = Load(
             context,
             tuple(cells for _, _, cells in spans),
             self.calibration.scaled("compute", (int(size * _COMPUTE_LOW), size, size)),
@@ -252,7 +193,7 @@ class Allocation:
         )
         return found
 
-    def rows(self, place: Placement, cache_type: str) -> tuple[_Row, ...]:
+    def rows(self, place: Placement, cache_type: str) -> tuple[Row, ...]:
         """The devices of a placement, the GPUs first, the host last."""
         # Of so many GPUs it is always the first ones, so the bounds name them.
         key = (place.bounds, cache_type)
@@ -266,7 +207,7 @@ class Allocation:
             first, last = part if self.sized else (0, 0)
             runtime, host = self._runtime(device), device.host
             rows.append(
-                _Row(
+                Row(
                     device.limit,
                     device.margin,
                     tuple([sums[last] - sums[first] for _, sums in cache.windows]),
@@ -282,7 +223,7 @@ class Allocation:
         found = self._rows[key] = tuple(rows)
         return found
 
-    def _kinds(self, place: Placement, cache_type: str) -> list[tuple[_Row, list[int]]]:
+    def _kinds(self, place: Placement, cache_type: str) -> list[tuple[Row, list[int]]]:
         """Rows with the numbers of the devices that they stand for.
 
         Of GPUs that are alike the fullest decides; but each that borrows from the host counts.
@@ -294,14 +235,14 @@ class Allocation:
             if place.borrows:
                 found = [(row, [number]) for number, row in enumerate(rows)]
             else:
-                numbers: dict[_Row, list[int]] = {}
+                numbers: dict[Row, list[int]] = {}
                 for number, row in enumerate(rows):
                     numbers.setdefault(row, []).append(number)
                 found = list(numbers.items())
             self._alike[key] = found
         return found
 
-    def _line(self, place: Placement, quantization: str, cache_type: str) -> list[_Line]:
+    def _line(self, place: Placement, quantization: str, cache_type: str) -> list[Line]:
         """The rows of a placement with their weights, expected and high; remembered."""
         widest = self.weights(quantization).high
         sizes = self.weights_on(quantization, place)
@@ -340,15 +281,17 @@ class Allocation:
 
     def projector(self, quantization: str) -> Triple:
         """Weights and working memory of what sees, beside text models of this quantization."""
-        if not self.images:
-            return NOTHING
-        return projector(self.spec, self.policy, quantization, flash=self.flash)
+        found = self._seeing.get(quantization)
+        if found is None:
+            found = projector(self.spec, self.policy, quantization, flash=self.flash)
+            found = self._seeing[quantization] = found if self.images else NOTHING
+        return found
 
     def text_only(self) -> Allocation:
         """The same without what sees; what does not depend on it stays shared."""
         found = clone(self)
         found.images = False
-        found._lines, found._needs, found._offloaded = {}, {}, {}
+        found._lines, found._needs, found._offloaded, found._seeing = {}, {}, {}, {}
         return found
 
     def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 
-from enginekit.sizing.allocate import Allocation, Needs, Setting
+from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.budget import Device
 from enginekit.sizing.outcome import Amount, DevicePlan
 from enginekit.sizing.policy import Triple
 from enginekit.sizing.pool import Pooling, Shards
+from enginekit.sizing.rows import Needs
 from enginekit.sizing.split import Placement
 from enginekit.sizing.tables import WeightTable
 
