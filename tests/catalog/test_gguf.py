@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.kv_cache import llamacpp_cache
 from enginekit.sizing.weights import weights
 from tests.catalog.gguf_keys import keys_of
-from tests.catalog.gguf_writer import header, tensors_of, text, value
+from tests.catalog.gguf_writer import header, tensors_of
 
 
 def parse(data: bytes, size: int | None = -1) -> gguf.GgufHeader:
@@ -329,133 +328,3 @@ def test_phi3_ignores_its_window_as_llama_cpp_does() -> None:
     metadata = {key.replace("llama", "phi3"): item for key, item in LLAMA.items()}
     metadata |= {"general.architecture": "phi3", "phi3.attention.sliding_window": 128}
     assert {layer.attention for layer in spec_of(metadata, TABLE).layers} == {"full"}
-
-
-# ------------------------------------------------------------------------------------- refusing
-
-
-def _raw(tensors: int = 0, pairs: int = 0, body: bytes = b"", version: int = 3) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", version, tensors, pairs) + body
-
-
-def _tensor(
-    name: str = "a", dims: tuple[int, ...] = (32,), kind: int = 0, rank: int | None = None
-) -> bytes:
-    count = len(dims) if rank is None else rank
-    head = text(name) + struct.pack("<I", count)
-    return head + struct.pack(f"<{len(dims)}Q", *dims) + struct.pack("<IQ", kind, 0)
-
-
-HOSTILE = {
-    "empty": (b"", "magic"),
-    "wrong magic": (b"GGML" + bytes(100), "magic"),
-    "a zip": (b"PK\x03\x04" + bytes(100), "zip"),
-    "version 1": (_raw(version=1), "version"),
-    "version 4": (_raw(version=4), "version"),
-    "2^60 tensors": (_raw(tensors=1 << 60), "tensor_count"),
-    "2^60 pairs": (_raw(pairs=1 << 60), "metadata_kv_count"),
-    "2^63 pairs": (_raw(pairs=1 << 63), "metadata_kv_count"),
-    "a key of 2^60 bytes": (_raw(pairs=1, body=struct.pack("<Q", 1 << 60) + bytes(20)), "key 0"),
-    "an empty key": (_raw(pairs=1, body=text("") + value(1)), "empty"),
-    "a key that is no text": (_raw(pairs=1, body=text(b"\xff\xfe") + value(1)), "UTF-8"),
-    "a key twice": (_raw(pairs=2, body=2 * (text("k") + value(1))), "twice"),
-    "value type 99": (_raw(pairs=1, body=text("k") + struct.pack("<IQ", 99, 0)), "type 99"),
-    "array type 99": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 99, 1)), "type 99"),
-    "an array of arrays": (
-        _raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 9, 1) + bytes(30)),
-        "array of arrays",
-    ),
-    "2^60 strings": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 8, 1 << 60)), "k"),
-    "2^60 numbers": (_raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 6, 1 << 60)), "k"),
-    "a string past the end": (
-        _raw(pairs=1, body=text("k") + struct.pack("<IIQ", 9, 8, 1) + struct.pack("<Q", 1 << 62)),
-        "k",
-    ),
-    "a text value of 2^40": (
-        _raw(pairs=1, body=text("k") + struct.pack("<IQ", 8, 1 << 40)),
-        "k",
-    ),
-    "no dimensions": (_raw(1, body=_tensor(dims=()) + bytes(8)), "0 dimensions"),
-    "five dimensions": (_raw(1, body=_tensor(dims=(32, 1, 1, 1, 1))), "5 dimensions"),
-    "2^32 - 1 dimensions": (_raw(1, body=_tensor(rank=(1 << 32) - 1)), "dimensions"),
-    "a dimension of zero": (_raw(1, body=_tensor(dims=(32, 0))), "absurd"),
-    "dimensions that overflow": (_raw(1, body=_tensor(dims=(1 << 40, 1 << 40))), "absurd"),
-    "tensor type 99": (_raw(1, body=_tensor(kind=99)), "type 99"),
-    "a removed tensor type": (_raw(1, body=_tensor(kind=4)), "type 4"),
-    "a row of half a block": (_raw(1, body=_tensor(dims=(100,), kind=12)), "Q4_K blocks"),
-    "a tensor twice": (_raw(2, body=2 * _tensor()), "twice"),
-    "a tensor without a name": (_raw(1, body=_tensor(name="") + bytes(8)), "empty"),
-    "a name of 300 letters": (_raw(1, body=_tensor(name="x" * 300)), "300 bytes"),
-    "cut in the tensor table": (_raw(1, body=_tensor()[:-4] + b""), "bytes"),
-    "alignment of 33": (header(LLAMA | {"general.alignment": 33}), "general.alignment"),
-    "alignment of zero": (header(LLAMA | {"general.alignment": 0}), "general.alignment"),
-}
-
-
-@pytest.mark.parametrize("case", sorted(HOSTILE))
-@pytest.mark.parametrize("size_known", [True, False])
-def test_a_hostile_header_is_refused_by_name(case: str, size_known: bool) -> None:
-    data, said = HOSTILE[case]
-    with pytest.raises(ModelFileError, match=said) as caught:
-        parse(data, -1 if size_known else None)
-    assert caught.value.field
-
-
-def test_an_error_names_file_field_and_offset(tmp_path: Path) -> None:
-    path = tmp_path / "bad.gguf"
-    path.write_bytes(_raw(pairs=1, body=text("some.key") + struct.pack("<IQ", 8, 1 << 40)))
-    with pytest.raises(ModelFileError, match=r"bad\.gguf: some\.key at byte 52: .*1099511627776"):
-        gguf.read_file(path)
-
-
-@pytest.mark.parametrize("length", range(0, 400, 7))
-def test_every_truncation_is_an_error_of_ours(length: int) -> None:
-    data = header(LLAMA, TABLE)
-    with pytest.raises(ModelFileError):
-        parse(data[:length])
-
-
-def test_a_string_array_of_millions_stops_before_it_costs_memory() -> None:
-    """A server that feeds zeros for ever: the count is refused before the first string is read."""
-    body = text("k") + struct.pack("<IIQ", 9, 8, 1 << 40)
-    start = _raw(pairs=1, body=body)
-    calls = []
-
-    def endless(offset: int, length: int) -> bytes:
-        calls.append(length)
-        return (start[offset:] + bytes(length))[:length]
-
-    with pytest.raises(ModelFileError, match="more than"):
-        gguf.parse(endless, size=None)
-    assert len(calls) <= 2
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"general.architecture": ""}, "general.architecture"),
-        ({"general.architecture": "clip"}, "projector"),
-        ({"llama.block_count": 10**9}, "block_count"),
-        ({"llama.block_count": 0}, "0 layers"),
-        ({"llama.block_count": "two"}, "number was expected"),
-        ({"llama.embedding_length": 1 << 40}, "embedding_length"),
-        ({"llama.attention.head_count_kv": [1]}, "2 layers need 2 values"),
-        ({"llama.attention.head_count": [1, -3]}, "head_count"),
-        ({"llama.attention.key_length": 1 << 30}, "key_length"),
-    ],
-)
-def test_absurd_keys_are_refused_by_name(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ModelFileError, match=said):
-        spec_of(LLAMA | change, TABLE)
-
-
-def test_a_missing_key_is_named() -> None:
-    metadata = dict(LLAMA)
-    del metadata["llama.embedding_length"]
-    with pytest.raises(ModelFileError, match=r"llama\.embedding_length is missing"):
-        spec_of(metadata, TABLE)
-
-
-def test_a_lora_adapter_is_no_model() -> None:
-    with pytest.raises(ModelFileError, match="LoRA adapter"):
-        spec_of(LLAMA | {"general.type": "adapter"})

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginekit.catalog import _table, hf_config
+from enginekit.catalog import _table, describe_folder, hf_config
 from enginekit.errors import ModelFileError
 from enginekit.sizing.kv_cache import bytes_per_token, llamacpp_cache, state_bytes
 from enginekit.sizing.weights import weights
@@ -242,3 +243,38 @@ def test_a_model_that_attends_has_heads() -> None:
     with pytest.raises(ModelFileError, match="num_attention_heads is 0") as caught:
         hf_config.to_spec({**CATALOG["llama3.2-1b"], "num_attention_heads": 0})
     assert caught.value.field == "num_attention_heads"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 16.5}, "num_hidden_layers is 16.5: a whole number"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_attention_heads": 5, "num_key_value_heads": 3}, "5 heads cannot share 3 KV heads"),
+        ({"num_attention_heads": 60000, "head_dim": None}, "KV heads of 0 keep no cache"),
+        ({"model_type": ["llama"]}, "model_type is"),
+        ({"model_type": "\x1b[31mred"}, r"model_type is '\\x1b"),
+    ],
+)
+def test_what_would_make_a_precise_wrong_number_is_refused(change: Any, said: str) -> None:
+    config = {**CATALOG["llama3.2-1b"], **change}
+    with pytest.raises(ModelFileError, match=said):
+        hf_config.to_spec(config)
+
+
+def test_an_unknown_architecture_that_states_no_heads_has_a_range_for_its_cache() -> None:
+    """A cache of nought for thousands of users would be a precise wrong number."""
+    spec = hf_config.to_spec(
+        {"model_type": "frobnicate", "hidden_size": 2048, "vocab_size": 9, "num_hidden_layers": 16}
+    )
+    found = llamacpp_cache(spec, 4096)
+    assert found.low == 0
+    assert found.high == 4096 * 16 * 2 * 2 * 2048
+
+
+def test_a_config_that_would_take_all_memory_is_not_read(tmp_path: Path) -> None:
+    """Fifty megabytes of empty objects would become over a gigabyte of them."""
+    (tmp_path / "config.json").write_bytes(b'{"a":[' + b"{}," * (16 << 20) + b"{}]}")
+    with pytest.raises(ModelFileError, match="larger than 16 MiB"):
+        describe_folder(tmp_path)

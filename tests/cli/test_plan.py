@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -304,3 +305,19 @@ def test_hardware_lists_the_machines_and_finds_a_word(capsys):
     assert "rtx4090" not in shown
     assert main(["hardware", "rtx409o"]) == 2
     assert "near: rtx4090" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_state_its_context_is_not_said_to_be_trained_for_one():
+    spec = replace(planning.model_of("qwen3-8b"), context_length=0)
+    made = planning.plan(spec, hardware="h100")
+    assert made.context_reason == "what it was trained for is not known"
+
+
+def test_an_error_cannot_command_the_terminal(tmp_path, capsys):
+    """A hostile file's words are quoted in messages."""
+    file = tmp_path / "\x1b[31mred.gguf"
+    file.write_bytes(b"GGUF\x09\0\0\0" + bytes(16))
+    assert main(["plan", str(file), "--hardware", "rtx4090"]) == 1
+    shown = capsys.readouterr().err
+    assert r"\x1b[31mred.gguf: version" in shown
+    assert "\x1b" not in shown

@@ -154,9 +154,13 @@ def _template(place: Path) -> str | None:
 def _json(path: Path) -> dict[str, Any]:
     import json
 
+    from enginekit.catalog._keys import MAX_JSON
+
     try:
-        if path.stat().st_size > 64 << 20:
-            raise ModelFileError(f"{path}: larger than 64 MiB", field=path.name)
+        if path.stat().st_size > MAX_JSON:
+            raise ModelFileError(
+                f"{path}: larger than {MAX_JSON >> 20} MiB, which no such file is", field=path.name
+            )
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ModelFileError):

@@ -13,9 +13,12 @@ class Keys:
         self.header = header
         self.prefix = architecture + "."
 
-    def _bad(self, key: str, value: object, why: str) -> ModelFileError:
+    def bad(self, key: str, value: object, why: str) -> ModelFileError:
+        """The error for a key."""
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return ModelFileError(
-            f"{self.header.source}: {self.prefix}{key} is {value!r}: {why}",
+            f"{self.header.source}: {self.prefix}{key} is {shown}: {why}",
             field=self.prefix + key,
         )
 
@@ -28,9 +31,11 @@ class Keys:
 
     def _checked(self, key: str, value: object, limit: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._bad(key, value, "a number was expected")
+            raise self.bad(key, value, "a number was expected")
         if not 0 <= value <= limit:
-            raise self._bad(key, value, f"0 to {limit} is possible")
+            raise self.bad(key, value, f"0 to {limit} is possible")
+        if value != int(value):
+            raise self.bad(key, value, "a whole number was expected")
         return int(value)
 
     def many(
@@ -41,7 +46,7 @@ class Keys:
         if not isinstance(value, tuple):
             return self._checked(key, value, limit)
         if len(value) < layers:
-            raise self._bad(key, value, f"{layers} layers need {layers} values")
+            raise self.bad(key, value, f"{layers} layers need {layers} values")
         return tuple(self._checked(key, item, limit) for item in value[:layers])
 
     def flags(self, key: str, layers: int) -> tuple[bool, ...] | None:
@@ -49,7 +54,7 @@ class Keys:
         if not isinstance(value, tuple):
             return None
         if len(value) < layers:
-            raise self._bad(key, value, f"{layers} layers need {layers} values")
+            raise self.bad(key, value, f"{layers} layers need {layers} values")
         return tuple(bool(item) for item in value[:layers])
 
     def has(self, key: str) -> bool:

@@ -55,16 +55,22 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
     """
     metadata = header.metadata
     architecture = metadata.get("general.architecture")
+    kind = metadata.get("general.type")
+    if kind in _NO_MODELS or architecture == "clip":
+        what = _NO_MODELS["mmproj" if architecture == "clip" else str(kind)]
+        raise ModelFileError(
+            f"{header.source}: this is {what}, not a model",
+            field="general.architecture",
+            hint="name the model's own GGUF file",
+        )
     if not isinstance(architecture, str) or not architecture:
         raise ModelFileError(
             f"{header.source}: general.architecture is missing", field="general.architecture"
         )
-    if architecture == "clip" or metadata.get("general.type") == "adapter":
-        kind = "vision or audio projector" if architecture == "clip" else "LoRA adapter"
+    if not architecture.isprintable() or len(architecture) > 64:
         raise ModelFileError(
-            f"{header.source}: this is a {kind}, not a model",
+            f"{header.source}: general.architecture is {architecture[:64]!r}, which names nothing",
             field="general.architecture",
-            hint="name the model's own GGUF file; the projector is the file beside it",
         )
     keys = Keys(header, architecture)
     for needed in ("block_count", "embedding_length"):
@@ -82,13 +88,15 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
     layers = _layers(keys, architecture, count, mla, recurrent_flags, weights)
     hidden = keys.one("embedding_length", limit=1 << 20)
     known = architecture in KNOWN
-    if not known:
-        layers = tuple(
-            replace(x, attention="unknown") if x.attention != "none" else x for x in layers
-        )
+    if not hidden:
+        raise keys.bad("embedding_length", hidden, "a model has an embedding length")
+    if known:
+        _check_heads(keys, architecture, layers)
+    else:
+        layers = _layout.unknown(layers, hidden)
     kept = tuple(group for group in weights if group.role not in ("mtp", "projector"))
     spec = ModelSpec(
-        name=name or str(metadata.get("general.name") or header.source),
+        name=name or _plain(metadata.get("general.name")) or header.source,
         architecture=architecture,
         layers=layers,
         hidden=hidden,
@@ -111,13 +119,33 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
         mtp_bytes=sum(group.bytes for group in weights if group.role == "mtp"),
         projector_bytes=sum(group.bytes for group in weights if group.role == "projector"),
         names=ModelNames(),
-        license=str(metadata.get("general.license") or ""),
+        license=_plain(metadata.get("general.license")),
         capabilities=_capabilities(metadata, keys, architecture),
         chat_template=isinstance(metadata.get("tokenizer.chat_template"), str),
         notes=_notes(header, architecture, known),
         provenance=_provenance(header.source),
     )
     return replace(spec, params_active=active_parameters(spec))
+
+
+_NO_MODELS: Final = {
+    "adapter": "a LoRA adapter",
+    "mmproj": "a vision or audio projector (the file beside a model)",
+    "imatrix": "an importance matrix, which quantizing reads",
+}
+"""By `general.type`."""
+
+
+def _check_heads(keys: Keys, architecture: str, layers: Sequence[Layer]) -> None:
+    """Refuse a known architecture whose cache and weights nobody could tell."""
+    heads = keys.one("attention.head_count")
+    if not heads and architecture not in RECURRENT_ONLY:
+        why = f"a {architecture} attends with heads"
+        raise keys.bad("attention.head_count", heads or None, why)
+    problem = _layout.headless(layers)
+    if problem:
+        kv_heads = keys.one("attention.head_count_kv", heads)
+        raise keys.bad("attention.head_count_kv", kv_heads, problem)
 
 
 def _provenance(source: str) -> Mapping[str, Origin]:
@@ -140,6 +168,12 @@ def _provenance(source: str) -> Mapping[str, Origin]:
     )
     fields["params_active"] = fields["capabilities"] = derived
     return MappingProxyType(fields)
+
+
+def _plain(value: object) -> str:
+    """A text of the file as one that a terminal can show: no control characters, no novel."""
+    text = value if isinstance(value, str) else ""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
 
 
 def _notes(header: GgufHeader, architecture: str, known: bool) -> tuple[str, ...]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from enginekit.errors import ModelFileError
+
+MAX_JSON: Final = 16 << 20
+"""Bytes of a JSON file that are read: the objects of a hostile one take 25 times as much memory."""
 
 
 class Config:
@@ -28,6 +31,8 @@ class Config:
             self.fail(field, value, "a number was expected")
         if not 0 <= value <= limit:
             self.fail(field, value, f"0 to {limit} is possible")
+        if value != int(value):
+            self.fail(field, value, "a whole number was expected")
         return int(value)
 
     def number(self, *names: str, limit: int, default: int = 0, needed: bool = False) -> int:

@@ -7,7 +7,7 @@ their cache" exists once. A value is either one number for all layers or a seque
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enginekit.errors import ModelFileError
 from enginekit.facts.model import AttentionKind, Layer, Mla, Recurrent, RecurrentKind
@@ -101,6 +101,34 @@ def _layer(shape: Shape, index: int) -> Layer:
         recurrent=_flag(shape.recurrent, index, default=False),
         ffn=0 if moe and not shape.dense_beside_moe else pick(shape.ffn, index),
         moe=moe,
+    )
+
+
+def headless(layers: Sequence[Layer]) -> str:
+    """What is absurd about heads of an understood layout: a problem in words, or ""."""
+    for layer in layers:
+        if layer.attention not in ("full", "sliding", "chunked"):
+            continue
+        if not layer.kv_heads or not layer.key_dim:
+            return (
+                f"{layer.heads} heads, {layer.kv_heads} KV heads of {layer.key_dim} keep no cache"
+            )
+        if layer.heads % layer.kv_heads:
+            return f"{layer.heads} heads cannot share {layer.kv_heads} KV heads evenly"
+    return ""
+
+
+def unknown(layers: Sequence[Layer], hidden: int) -> tuple[Layer, ...]:
+    """The layers of an architecture that is not understood: what their cache takes is a range.
+
+    Where no heads are stated at all, full attention of the hidden size is its upper end.
+    """
+    if all(layer.attention == "none" and not layer.recurrent for layer in layers):
+        wide = {"heads": 1, "kv_heads": 1, "key_dim": hidden, "value_dim": hidden}
+        return tuple(replace(layer, attention="unknown", **wide) for layer in layers)  # type: ignore[arg-type]
+    return tuple(
+        replace(layer, attention="unknown") if layer.attention != "none" else layer
+        for layer in layers
     )
 
 

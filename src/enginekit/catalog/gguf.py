@@ -37,6 +37,9 @@ MAX_TEXT: Final = 1 << 22
 """Longest string value that is kept (chat templates); longer ones are an error."""
 MAX_KEPT: Final = 8192
 """Longest numeric array that is kept: per-layer values, not token scores."""
+MAX_KEPT_BYTES: Final = 64 << 20
+"""All keys and values that are kept, as they take memory here; real headers keep under 1 MiB."""
+MAX_ALIGNMENT: Final = 1 << 20
 MAX_HEADER: Final = 1 << 29
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -110,6 +113,8 @@ class _Cursor:
         self.buffer = b""
         self.at = 0
         self.order = "<"
+        self.kept = 0
+        self.strings = 0
         self.u32 = struct.Struct("<I")
         self.u64 = struct.Struct("<Q")
 
@@ -126,6 +131,12 @@ class _Cursor:
         self.order = order
         self.u32 = struct.Struct(order + "I")
         self.u64 = struct.Struct(order + "Q")
+
+    def keep(self, size: int, field: str) -> None:
+        """Account for memory that a value takes for good."""
+        self.kept += size
+        if self.kept > MAX_KEPT_BYTES:
+            self.fail(field, f"keys and values of more than {MAX_KEPT_BYTES >> 20} MiB")
 
     def need(self, length: int, field: str) -> None:
         """Make the next `length` bytes available in the buffer."""
@@ -167,6 +178,7 @@ class _Cursor:
         length = self.number(field)
         if length > limit:
             self.fail(field, f"a string of {length} bytes, more than the {limit} allowed")
+        self.keep(4 * length, field)
         self.need(length, field)
         raw = self.buffer[self.at : self.at + length]
         self.at += length
@@ -228,8 +240,11 @@ def parse(
         _pair(cursor, key, metadata, counts)
     tensors = tuple(_tensors(cursor, tensor_count))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        cursor.fail("general.alignment", f"{alignment!r} is not a power of two")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        cursor.fail("general.alignment", f"{_shown(alignment)} is not a power of two")
+    if alignment > MAX_ALIGNMENT:
+        cursor.fail("general.alignment", f"{alignment} is more than the {MAX_ALIGNMENT} allowed")
+    _apart(cursor, tensors, alignment)
     data_offset = -(-cursor.offset // alignment) * alignment
     return GgufHeader(
         source=source,
@@ -243,6 +258,24 @@ def parse(
         end=data_offset + max((t.offset + t.bytes for t in tensors), default=0),
         size=size,
     )
+
+
+def _shown(value: object) -> str:
+    return repr(value) if not isinstance(value, tuple | str) else f"{repr(value)[:60]}…"
+
+
+def _apart(cursor: _Cursor, tensors: tuple[TensorInfo, ...], alignment: int) -> None:
+    """Refuse tensors that share bytes or begin off the alignment, as llama.cpp does."""
+    last, before = 0, ""
+    for tensor in sorted(tensors, key=lambda each: each.offset):
+        field = f"tensor {tensor.name}"
+        if tensor.offset % alignment:
+            cursor.fail(field, f"its offset {tensor.offset} is no multiple of {alignment}")
+        if tensor.offset < last:
+            cursor.fail(
+                field, f"its offset {tensor.offset} is inside {before}, which ends at {last}"
+            )
+        last, before = tensor.offset + tensor.bytes, tensor.name
 
 
 _SMALLEST = 24
@@ -299,6 +332,8 @@ def _array(
     cursor: _Cursor, key: str, inner: int, count: int
 ) -> tuple[int | float | bool, ...] | None:
     if inner == _STRING:
+        cursor.strings += count
+        _check_count(cursor, key, max(count, cursor.strings), MAX_STRINGS, 0)
         _check_count(cursor, key, count, MAX_STRINGS, 8)
         cursor.skip_strings(count, key)
         return None
@@ -314,6 +349,7 @@ def _array(
 
 def _numbers(cursor: _Cursor, key: str, kind: int, count: int) -> tuple[int | float | bool, ...]:
     layout = struct.Struct(f"{cursor.order}{count}{_SCALARS[kind]}")
+    cursor.keep(40 * count, key)
     cursor.need(layout.size, key)
     values: tuple[int | float | bool, ...] = layout.unpack_from(cursor.buffer, cursor.at)
     cursor.at += layout.size

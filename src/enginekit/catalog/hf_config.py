@@ -61,7 +61,11 @@ def to_spec(
         ModelFileError: a needed field is missing, of the wrong kind or absurd; names the field.
     """
     flat = _flatten(config, source)
-    model_type = str(flat.get("model_type") or "")
+    model_type = flat.get("model_type") or ""
+    if not isinstance(model_type, str) or not model_type.isprintable() or len(model_type) > 64:
+        Config(flat, source).fail(
+            "model_type", model_type, "the name of a kind of model was expected"
+        )
     architecture = ARCHITECTURES.get(model_type, model_type or "unknown")
     stated = {key: value for key, value in flat.items() if value is not None}
     keys = Config({**DEFAULTS.get(architecture, {}), **stated}, source)
@@ -74,14 +78,18 @@ def to_spec(
     mla = _mla(keys)
     experts = _experts(keys)
     layers = _layout.build(_shape(keys, architecture, count, hidden, kinds, mla, experts))
+    vocab = keys.number("vocab_size", "padded_vocab_size", limit=1 << 26, needed=True)
+    for field, size in (("hidden_size", hidden), ("vocab_size", vocab)):
+        if not size:
+            keys.fail(field, size, "a model has at least one")
     if known and any(x.attention != "none" and not x.heads for x in layers):
         # Neither the cache nor the weights of such a layer could be told.
         stated_heads = flat.get("num_attention_heads")
         keys.fail("num_attention_heads", stated_heads, f"a {architecture} attends with heads")
+    if known and _layout.headless(layers):
+        keys.fail("num_key_value_heads", flat.get("num_key_value_heads"), _layout.headless(layers))
     if not known:
-        layers = tuple(
-            replace(x, attention="unknown") if x.attention != "none" else x for x in layers
-        )
+        layers = _layout.unknown(layers, hidden)
     embedding = architecture in ENCODERS
     tied = keys.flag("tie_word_embeddings", default=architecture in TIED_BY_DEFAULT)
     label = quantization_label(config, quant_config)
@@ -90,7 +98,7 @@ def to_spec(
         architecture=architecture,
         layers=layers,
         hidden=hidden,
-        vocab=keys.number("vocab_size", "padded_vocab_size", limit=1 << 26, needed=True),
+        vocab=vocab,
         context_length=_context(keys),
         known_layout=known,
         experts=experts,

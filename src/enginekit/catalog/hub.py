@@ -8,12 +8,14 @@ a redirect to a storage host goes without it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from enginekit.catalog import _gguf_spec, gguf, hf_config, safetensors
+from enginekit.catalog._keys import MAX_JSON
 from enginekit.catalog._projector import projector_beside
 from enginekit.catalog._summary import with_weights
 from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
@@ -27,7 +29,7 @@ may answer with everything from byte 0 (status 200); the body may then be cut af
 
 ENDPOINT: Final = "https://huggingface.co"
 WINDOW: Final = 4 << 20
-MAX_JSON: Final = 64 << 20
+MAX_INDEX: Final = 64 << 20
 MAX_SHARDS: Final = 24
 """More shards than this are not read one by one; their total comes from the index."""
 
@@ -200,10 +202,12 @@ class Hub:
     def _index_total(self, repo: str, revision: str, names: Sequence[str]) -> int:
         if "model.safetensors.index.json" not in names:
             return 0
-        index = self._file_json(repo, revision, "model.safetensors.index.json")
-        metadata = index.get("metadata")
-        total = metadata.get("total_size") if isinstance(metadata, Mapping) else None
-        return int(total) if isinstance(total, int | float) and 0 < total < 1 << 60 else 0
+        # The map of a hundred thousand tensors is not taken apart for one number before it.
+        name = "model.safetensors.index.json"
+        status, body = self._get(repo, revision, name, (0, MAX_INDEX))
+        self._check(status, f"{repo}/{name}", body)
+        found = re.search(rb'"total_size"\s*:\s*(\d{1,18})(?![\d])', body)
+        return int(found[1]) if found else 0
 
     def _url(self, repo: str, revision: str, path: str) -> str:
         return f"{self.endpoint}/{quote(repo)}/resolve/{quote(revision, safe='')}/{quote(path)}"
@@ -441,7 +445,7 @@ def _join(base: str, target: str) -> str:
 
 
 def _limited(response: Any, part: Range) -> bytes:
-    limit = MAX_JSON
+    limit = MAX_INDEX
     if part is not None:
         limit = part[1] if response.status == 206 else part[0] + part[1]
     if limit > gguf.MAX_HEADER:

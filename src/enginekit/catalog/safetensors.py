@@ -21,8 +21,8 @@ from enginekit.facts.model import Role, WeightGroup
 
 Read = Callable[[int, int], bytes]
 
-MAX_HEADER: Final = 32 << 20
-"""The format allows 100 MB; the largest header seen is under 4 MB, and JSON grows tenfold."""
+MAX_HEADER: Final = 16 << 20
+"""The format allows 100 MB; the largest header seen is under 4 MB, and JSON may grow 25-fold."""
 FIRST_READ: Final = 1 << 16
 MAX_RANK: Final = 16
 

@@ -64,5 +64,11 @@ def _debug(error: BaseException) -> None:
         traceback.print_exception(error, file=sys.stderr)
 
 
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in b"\n\t"
+}
+"""What a message may quote from a hostile file or server, and a terminal would obey."""
+
+
 def _write(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(text.translate(_CONTROLS) + "\n")

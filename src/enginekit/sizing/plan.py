@@ -140,7 +140,9 @@ def _with_context(
     best = _context_on_gpus(sizer, setting, model)
     least = min(sizer.policy.least_context, trained)
     if best >= trained:
-        return setting._replace(context=trained), "all that it was trained for", best
+        all_of_it = "all that it was trained for"
+        why = all_of_it if model.context_length else "what it was trained for is not known"
+        return setting._replace(context=trained), why, best
     if best >= least:
         return setting._replace(context=best), "the largest that fits", best
     return setting._replace(context=least), "the least an automatic context is shrunk to", best
