@@ -269,7 +269,7 @@ CATALOG: dict[str, dict[str, Any]] = {
         "intermediate_size": 32768,
         "sliding_window": None,
         "vocab_size": 131072,
-        "max_position_embeddings": 131072,
+        "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     },
     "mixtral-8x7b": {

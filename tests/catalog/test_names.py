@@ -124,8 +124,8 @@ def test_kv_heads_divide_heads() -> None:
 
 
 def test_unsure_rows_say_so() -> None:
-    spec = describe("ministral3-14b")
-    assert any("inferred" in note for note in spec.notes)
+    spec = describe("gemma4-12b")
+    assert any("approx" in note for note in spec.notes)
     assert not describe("llama3.1-8b").notes
 
 

@@ -31,7 +31,7 @@ LATENT: Final = frozenset(("deepseek2", "deepseek32", "glm-dsa", "minicpm3", "mi
 RECURRENT_ONLY: Final = frozenset(("mamba", "mamba2", "rwkv6", "rwkv7", "rwkv6qwen2", "arwkv7"))
 HYBRID: Final = _words(
     """jamba falcon-h1 granitehybrid nemotron_h nemotron_h_moe plamo2 lfm2 lfm2moe qwen3next qwen35
-    qwen35moe kimi-linear"""
+    qwen35moe kimi-linear kimi-k3"""
 )
 ENCODERS: Final = _words(
     """bert nomic-bert nomic-bert-moe jina-bert-v2 jina-bert-v3 modern-bert neo-bert eurobert

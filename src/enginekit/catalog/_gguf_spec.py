@@ -217,7 +217,7 @@ def _capabilities(metadata: Mapping[str, object], keys: Keys, architecture: str)
 def _mla(keys: Keys, architecture: str) -> Mla | None:
     rank = keys.one("attention.kv_lora_rank", limit=1 << 16)
     latent = architecture in LATENT and rank and keys.has("attention.key_length_mla")
-    if not latent and not (architecture == "kimi-linear" and rank):
+    if not latent and not (architecture in ("kimi-linear", "kimi-k3") and rank):
         return None
     rope = keys.one("rope.dimension_count", 64, limit=1 << 12)
     full = keys.one("attention.key_length_mla", 128 + rope, limit=1 << 16)
@@ -284,7 +284,7 @@ def _state(keys: Keys, architecture: str) -> Recurrent:
             head_size=keys.one("wkv.head_size", 64, limit=1 << 12),
             shifts=keys.one("token_shift_count", 1 if "qwen" in architecture else 2, limit=64),
         )
-    if architecture == "kimi-linear":
+    if architecture in ("kimi-linear", "kimi-k3"):
         return _layout.kda(
             heads=keys.one("attention.head_count", limit=1 << 16),
             head_dim=keys.one("kda.head_dim", 128, limit=1 << 12),

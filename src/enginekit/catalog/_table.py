@@ -20,12 +20,14 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `tower=PARAMS`: vision and audio part of the publisher's checkpoint, not in `params_total`
 * `mmproj=LABEL:BYTES/…`: the projectors of the GGUF repository, tensor bytes by the rules of
   llama.cpp's converter; of several with 16 bits the first. `mmproj=none`: its converter makes none
-* `mtp=N`, `encoder=1`, `headless=1` (no output matrix)
+* `mtp=N`, `encoder=1`, `headless=1` (no output matrix), `unknown=1` (what its cache holds is not
+  known: a plan gives a range)
 
 Source codes in the last column: AIC ai-dynamo/aiconfigurator, OME sgl-project/ome, MLC
 mlc-ai/mlc-llm presets, KTO kaito-project/kaito, MXT AI-Hypercomputer/maxtext, TFD transformers
 defaults, GPS gpustack, LEM lemonade, EXO exo model cards, SLM THUDM/slime; PC: the parameter count computed from
-these dimensions equals the published one.
+these dimensions equals the published one. HUB: published parameter counts and GGUF repositories as AlexsJones/llmfit
+read them from the Hub; tests/catalog/published.csv has the numbers.
 """
 
 from __future__ import annotations
@@ -113,6 +115,7 @@ def _spec(row: Row) -> ModelSpec:
         per_layer_embedding=int(layout.get("ple", 0)),
         tied_embeddings=row["tied"] == "yes" or "headless" in layout,
         causal="encoder" not in layout,
+        known_layout="unknown" not in layout,
         mtp_layers=int(layout.get("mtp", 0)),
         tower_params=int(layout.get("tower", 0)),
         projector_files=_projectors(layout.get("mmproj", "")),

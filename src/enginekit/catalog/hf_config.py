@@ -74,6 +74,9 @@ def to_spec(
     kinds = layer_kinds(keys, architecture, count)
     if architecture == "nemotron_h" and kinds.moe is not None and any(kinds.moe):
         architecture = "nemotron_h_moe"
+    delta = flat.get("linear_attn_config")
+    if isinstance(delta, Mapping) and delta.get("use_full_rank_gate"):
+        architecture = "kimi-k3"
     known = model_type in ARCHITECTURES and kinds.understood
     mla = _mla(keys)
     experts = _experts(keys)

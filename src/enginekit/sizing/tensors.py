@@ -214,6 +214,9 @@ def _block(spec: ModelSpec, layer: Layer, traits: Traits) -> Iterator[TensorShap
         yield from _recurrent(spec.recurrent, hidden, traits)
     if layer.heads and spec.mla is not None:
         yield from _latent_attention(spec, layer)
+        if traits.full_gate:
+            gate = layer.heads * spec.mla.value_dim
+            yield TensorShape(name="attn_gate", role=_ATTENTION, row=hidden, rows=gate)
     elif layer.heads:
         yield from _attention(spec, layer, traits)
     if layer.ffn:
@@ -373,9 +376,31 @@ def _recurrent(state: Recurrent, hidden: int, traits: Traits) -> Iterator[Tensor
         yield TensorShape(name="shortconv.in_proj", role=role, row=hidden, rows=3 * hidden)
         yield TensorShape(name="shortconv.out_proj", role=role, row=hidden, rows=hidden)
         conv_width = hidden
+    elif state.kind == "kda":
+        yield from _delta_attention(state, hidden, traits)
+        return
     else:
         for name in ("q", "k", "v", "output", "gate"):
             yield TensorShape(name=f"attn_{name}", role=role, row=hidden, rows=inner or hidden)
         return
     conv = "shortconv.conv" if state.kind == "shortconv" else "ssm_conv1d"
     yield TensorShape(name=conv, role=role, row=max(state.conv, 1), rows=conv_width, fixed="F32")
+
+
+def _delta_attention(state: Recurrent, hidden: int, traits: Traits) -> Iterator[TensorShape]:
+    """Kimi delta attention: the decay has a projection of low rank, the output gate may have a full one."""
+    role: Role = "recurrent"
+    inner, rank = state.inner, state.state
+    for name in ("q", "k", "v"):
+        yield TensorShape(name=f"attn_{name}", role=role, row=hidden, rows=inner)
+        yield TensorShape(
+            name=f"ssm_conv1d_{name}", role=role, row=max(state.conv, 1), rows=inner, fixed="F32"
+        )
+    for name in ("f",) if traits.full_gate else ("f", "g"):
+        yield TensorShape(name=f"ssm_{name}_a", role=role, row=hidden, rows=rank)
+        yield TensorShape(name=f"ssm_{name}_b", role=role, row=rank, rows=inner)
+    if traits.full_gate:
+        yield TensorShape(name="attn_gate", role=role, row=hidden, rows=inner)
+    yield TensorShape(name="ssm_beta", role=role, row=hidden, rows=state.heads)
+    yield TensorShape(name="attn_output", role=role, row=inner, rows=hidden)
+    yield _vector("ssm_vectors", state.heads + inner + rank)

@@ -49,6 +49,9 @@ class Traits:
     """A bias per expert on the router (DeepSeek-V3 and its kin)."""
     parallel: bool = False
     """Attention and feed-forward read one norm side by side, which is alive until both are done."""
+    full_gate: bool = False
+    """The output gate of delta attention is one full matrix, not two of low rank, and latent
+    attention has such a gate as well (Kimi K3)."""
     separate_ba: bool = True
     """GDN's beta and alpha in two tensors (Qwen3.5) or one (Qwen3-Next)."""
 
@@ -91,6 +94,8 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "deepseek2": Traits(router_bias=True),
         "deepseek32": Traits(router_bias=True),
         "glm-dsa": Traits(router_bias=True),
+        "kimi-linear": Traits(router_bias=True),
+        "kimi-k3": Traits(router_bias=True, full_gate=True),
         "glm4moe": Traits(qkv_bias=True, router_bias=True),
         "olmo2": Traits(wide_norms=2),
         "nemotron_h": Traits(gated_ffn=False, norms=1),
