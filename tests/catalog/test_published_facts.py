@@ -54,9 +54,9 @@ def beside(spec: ModelSpec, what: str) -> tuple[int, int]:
         last = sum(shape.elements for shape in blueprint(spec) if spec.n_layers - 1 in shape.layers)
         scales = parameters(spec) // 128**2
         return last, round(1.05 * last) + 2 * table + 3 * spec.hidden**2 + scales
-    if what == "shared":  # Layers that reuse a cache keep a projection of K and V, and its norms.
+    if what == "shared":  # Layers that reuse a cache keep projections of K and V and a norm of K.
         unused = sum(
-            (2 * spec.hidden * heads + 2) * width
+            (2 * spec.hidden * heads + 1) * width
             for layer in spec.layers
             if layer.attention == "shared"
             for heads, width in [(spec.kv_heads, layer.key_dim)]
