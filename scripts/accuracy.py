@@ -278,6 +278,7 @@ def _pooled_table() -> Iterator[str]:
 
 def _published_tables() -> Iterator[str]:
     from tests.sizing.published import Pair, Row, llamacpp, mlc, projectors, vllm
+    from tests.sizing.published_sizes import files, totals
 
     def cell(row: Row, what: str) -> str:
         pair = row.find(what)
@@ -320,6 +321,26 @@ def _published_tables() -> Iterator[str]:
         ("MLC LLM, everything", all_of(compiled, "total")),
     ):
         yield f"| {words} | {len(pairs)} | {worst(pairs)} |"
+    sizes, loads = files(), totals()
+    exact = [file for file in sizes if file.mix != "vendor"]
+    for words, errors in (
+        ("GGUF files whose label alone decides", [file.error for file in exact]),
+        ("llama.cpp, GPU memory from outside", [load.error for load in loads]),
+    ):
+        yield f"| {words} | {len(errors)} | {100 * max(map(abs, errors)):.2f} % |"
+    yield ""
+    yield (
+        f"{len(sizes) - len(exact)} files of publishers' own mixtures (unsloth, bartowski) lie in the "
+        "range of their label, which is up to a quarter wide.\n"
+    )
+    yield "llama.cpp, MiB of GPU memory as nvidia-smi and its like show it, ours / published:\n"
+    yield "| model | quantization | setting | backend | GPU memory | error | source | note |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for load in loads:
+        yield (
+            f"| {load.model} | {load.label} | {load.setting} | {load.backend} | {load.ours:.0f} / "
+            f"{load.measured:.0f} | {100 * load.error:+.1f} % | {load.source} | {load.note} |"
+        )
     yield ""
     yield "llama.cpp, MiB, ours / published:\n"
     yield "| model | quantization | setting | weights | cache | compute | build | source | note |"

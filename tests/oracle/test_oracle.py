@@ -7,6 +7,7 @@ architecture.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.oracle.conftest import CHOSEN, CONTEXTS, needs_llamacpp
 from tests.oracle.log import MIB, Breakdown
 from tests.oracle.models import specs
 from tests.oracle.run import Order, ask
-from tests.support.headers import Header, header_of, write
+from tests.support.headers import Header, Tensor, header_of, write
 
 pytestmark = [needs_llamacpp, pytest.mark.embedded, pytest.mark.timeout(400)]
 
@@ -181,3 +182,44 @@ def test_many_slots_with_a_cache_each(tmp_path: Path) -> None:
         assert plan.planned, (name, plan.errors)
         assert int(cached) == plan.context, name
         assert -0.04 <= size / plan.compute_exact - 1 <= 0.06, (name, size, plan.compute_exact)
+
+
+def _with_block(spec: ModelSpec) -> Header:
+    """The file with a block for multi-token prediction behind the others."""
+    plain, count, hidden = header_of(spec), spec.n_layers, spec.hidden
+    last = max(number for number, layer in enumerate(spec.layers) if layer.kv_heads)
+    more = [
+        replace(tensor, name=tensor.name.replace(f"blk.{last}.", f"blk.{count}."))
+        for tensor in plain.tensors
+        if tensor.name.startswith(f"blk.{last}.")
+    ]
+    more.append(Tensor(f"blk.{count}.nextn.eh_proj.weight", (2 * hidden, hidden), "F16"))
+    more += [
+        Tensor(f"blk.{count}.nextn.{name}.weight", (hidden,), "F32")
+        for name in ("enorm", "hnorm", "shared_head_norm")
+    ]
+    # What is listed by layer has an entry for it, too.
+    keys = {
+        key: [*item, item[last]] if isinstance(item, list) and len(item) == count else item
+        for key, item in plain.keys.items()
+    }
+    keys |= {
+        f"{spec.architecture}.block_count": count + 1,
+        f"{spec.architecture}.nextn_predict_layers": 1,
+    }
+    return Header(keys, plain.tensors + more)
+
+
+@pytest.mark.parametrize("name", ["qwen3.5-0.8b", "qwen3.5-35b-a3b", "glm-4.5-air", "deepseek-v3"])
+def test_a_block_for_multi_token_prediction_takes_no_memory(name: str, tmp_path: Path) -> None:
+    """It is in the file, and loaded only by what drafts with it."""
+    spec = specs()[name]
+    header = _with_block(spec)
+    path = write(tmp_path / f"{name}.gguf", header)
+    plan = ask([Order(name, str(path), 4096)])[name]
+    assert plan.planned, plan.errors
+    seen = describe(path)
+    assert seen.mtp_layers == 1
+    assert seen.mtp_bytes > 0.01 * weights(seen).total
+    assert seen.mtp_bytes + weights(seen).total == header.tensor_bytes
+    assert abs(weights(seen).total / MIB - plan.model) <= max(0.002 * plan.model, 1)
