@@ -42,6 +42,33 @@ def test_json_is_one_object_in_bytes(capsys):
     assert found["speed"]["decode"]["expected"] > 0
 
 
+@pytest.mark.parametrize(
+    ("options", "counted", "flag"),
+    [
+        # What the embedded engine starts has no projector, and the command says the same.
+        ([], False, True),
+        (["--images"], True, False),
+        (["--engine", "llamacpp"], True, False),
+        (["--engine", "llamacpp", "--no-images"], False, True),
+    ],
+)
+def test_a_projector_is_counted_where_the_command_loads_it(capsys, options, counted, flag):
+    main(["plan", "gemma3-4b", "--hardware", "rtx4090", "--context", "8192", "--json", *options])
+    found = json.loads(capsys.readouterr().out)
+    assert ("projector" in found["devices"][0]["terms"]) == counted
+    assert ("--no-mmproj" in found["command"].split()) == flag
+
+
+def test_the_bar_and_the_table_show_the_projector(capsys):
+    main(["plan", "gemma3-4b", "--hardware", "rtx4090", "--engine", "llamacpp"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "projector" in next(line for line in lines if line.startswith("GiB"))
+    assert "@ projector" in " ".join(lines)
+    assert "@" in next(line for line in lines if line.startswith("GPU 0") and "|" in line)
+    main(["plan", "llama3.1-8b", "--hardware", "rtx4090", "--engine", "llamacpp"])
+    assert "@" not in capsys.readouterr().out
+
+
 def test_exit_code_3_when_nothing_fits_and_the_way_out_is_shown(capsys):
     assert main(["plan", "llama3.1-405b", "--hardware", "rtx4090"]) == 3
     out = capsys.readouterr().out

@@ -25,6 +25,7 @@ CASES = {
     "does not fit": ("deepseek-v3", {"hardware": "rtx4090"}),
     "no GPU": ("llama3.2-1b", {"hardware": "raspberry-pi-5"}),
     "encoder": ("bge-m3", {"hardware": "rtx4090"}),
+    "images": ("gemma3-12b", {"hardware": "rtx3060-12", "engine": "llamacpp", "context": 40960}),
 }
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
@@ -241,3 +242,10 @@ def test_chromium_draws_it_in_both_schemes(scheme: str, tmp_path: Path) -> None:
         "dark": ("14181f", "7ba2f0", "eda75a"),
     }[scheme]
     assert {bytes.fromhex(each) for each in (ground, weights, cache)} <= colours
+
+
+def test_the_projector_is_a_part_of_its_own() -> None:
+    page = page_of("images")
+    assert "var(--projector)" in page
+    assert "--no-mmproj" in page
+    assert "projector" not in re.sub(r"<style>.*?</style>", "", page_of("one GPU"), flags=re.S)

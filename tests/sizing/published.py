@@ -280,7 +280,8 @@ def _vllm(line: dict[str, str]) -> Row:
     fixed = sizer.fixed(Setting(label, length, 1, line["cache_type"]), place)
     if line["loaded"]:
         low, expected, high = (
-            (size + tower) / GIB for size, tower in zip(fixed.weights, fixed.projector, strict=True)
+            (size + tower // tensor) / GIB
+            for size, tower in zip(fixed.weights, sizer.projector(label), strict=True)
         )
         pairs.append(Pair("weights", float(line["loaded"]), expected, low, high, 0.005))
     if line["activation"]:

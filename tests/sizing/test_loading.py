@@ -183,10 +183,12 @@ def test_the_part_that_sees_loads_with_the_checkpoint(policy: Policy) -> None:
     for images, size in ((True, seen), (False, 0)):
         sizer = Pooling(spec, policy, devices(machine(80), policy), images=images)
         fixed = sizer.fixed(setting, Shards(sizer.devices.gpus[:1], 1, 1))
-        assert fixed.projector == (size, size, size)
+        batched = sizer.rows(Shards(sizer.devices.gpus[:1], 1, 1), 1)[0]
+        kept = 2 * batched * spec.hidden if size and policy is PAGED else 0
+        assert fixed.projector == (size, size + kept, size + 4 * kept)
         blind = Pooling(replace(spec, tower_params=0), policy, sizer.devices)
         bare = blind.fixed(setting, Shards(sizer.devices.gpus[:1], 1, 1))
-        assert fixed.total(1) - bare.total(1) == size
+        assert fixed.total(1) - bare.total(1) == size + kept
         if policy is PAGED and images:
             assert round((fixed.weights[1] + size) / GIB, 2) == 48.07
 

@@ -43,10 +43,12 @@ def test_a_plan_counts_the_projector_and_says_so(policy: Policy) -> None:
         made(SEES, "h100", policy, context=8192, images=images) for images in (True, False)
     )
     seen = projector(describe(SEES), policy, with_images.quantization)
-    assert with_images.devices[0].terms["projector"].expected == seen[1]
+    # vLLM's profiling run on 80 GB also holds 8192 vectors of 16 bits that the encoder made.
+    kept = 2 * 8192 * describe(SEES).hidden if policy is PAGED else 0
+    assert with_images.devices[0].terms["projector"].expected == seen[1] + kept
     assert seen[1] >= 2 * describe(SEES).tower_params
     assert "projector" not in without.devices[0].terms
-    assert with_images.devices[0].used.expected - without.devices[0].used.expected == seen[1]
+    assert with_images.devices[0].used.expected - without.devices[0].used.expected == seen[1] + kept
     assert with_images.most_users <= without.most_users
     assert any(note.startswith("images are counted") for note in with_images.notes)
     assert any(note.startswith("for text only") for note in without.notes)

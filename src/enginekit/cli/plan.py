@@ -45,7 +45,7 @@ def plan(
     cache: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
-    images: bool | None = None,
+    images: Annotated[bool | None, Parameter(negative="--no-images")] = None,
     measure: Annotated[bool, Parameter(negative=())] = False,
     json: bool = False,
     html: Path | None = None,

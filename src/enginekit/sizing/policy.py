@@ -68,6 +68,8 @@ class Policy:
     checkpoint in 16 bits, or nothing."""
     towers: frozenset[str] = frozenset()
     """Architectures that are loaded with what sees although `images` is `none`."""
+    kept_images: bool = False
+    """Pool only: whether the start-up run holds a batch of image tokens that the encoder made."""
     projector_follows: bool = False
     """Whether the projector goes to host memory once a layer does."""
     split: Literal["layers", "tensor"] = "layers"
@@ -217,6 +219,7 @@ PAGED: Final = Policy(
     backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
     cpu_note="the CPU build is a different wheel",
     images="checkpoint",
+    kept_images=True,
     runtime={
         "cuda": _mib(120, 140, 400),
         "rocm": _mib(120, 300, 600),

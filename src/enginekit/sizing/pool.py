@@ -15,7 +15,7 @@ from enginekit.sizing.compute import compiled_compute, pool_compute, rows_of
 from enginekit.sizing.kv_cache import BlockPool, mlc_cache, vllm_pool
 from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
-from enginekit.sizing.projector import NOTHING, projector
+from enginekit.sizing.projector import NOTHING, divided, projector
 from enginekit.sizing.shards import padded, whole
 from enginekit.sizing.split import tensor_splits
 from enginekit.sizing.tables import WeightTable, weight_table
@@ -168,12 +168,13 @@ class Pooling:
         if self.policy.whole_shards:
             size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
         compute, runtime = self._beside(place, *self.rows(place, setting.users))
-        low, expected, high = self.projector(setting.quantization)
+        batched = self.rows(place, setting.users)[0] if self.policy.kept_images else 0
         return Fixed(
             weights=(int(size * table.low), size, int(size * table.high)),
             compute=compute,
-            # Every pipeline stage loads it, divided over the stage's own GPUs.
-            projector=(low // place.tensor, expected // place.tensor, high // place.tensor),
+            projector=divided(
+                self.projector(setting.quantization), self.spec, place.tensor, batched
+            ),
             runtime=runtime,
         )
 

@@ -109,6 +109,23 @@ def projector(spec: ModelSpec, policy: Policy, quantization: str, *, flash: bool
     return size + int(least * MIB), size + int(start * MIB), size + int(most * MIB)
 
 
+def divided(seen: Triple, spec: ModelSpec, tensor: int, batched: int) -> Triple:
+    """What of a checkpoint's projector each GPU of a pipeline stage holds; every stage has one.
+
+    Args:
+        seen: of one copy.
+        spec: the model.
+        tensor: GPUs that share it.
+        batched: image tokens that vLLM's profiling run holds while the text model runs, its encoder
+            budget (`gpu_model_runner.profile_run`): one vector each, four with Qwen3-VL's deepstack.
+    """
+    if not seen[1]:
+        return NOTHING
+    low, expected, high = (size // tensor for size in seen)
+    kept = 2 * batched * spec.hidden
+    return low, expected + kept, high + 4 * kept
+
+
 def held_by(place: Placement, policy: Policy) -> int:
     """The device that holds it: 0 is the first GPU (the host without GPUs), -1 the host.
 

@@ -81,7 +81,9 @@ def pooled_devices(sizer: Pooling, setting: Setting, place: Shards) -> tuple[Dev
             f"{sequences} rows of {sizer.spec.vocab} logits when sampling; newer kernels need "
             "a third",
         ),
-        "projector": _amount(fixed.projector, "16 bits, divided like the weights"),
+        "projector": _amount(
+            fixed.projector, "16 bits; a batch of image tokens is kept while profiling"
+        ),
         "runtime": _amount(fixed.runtime, f"{place.gpus[0].backend} libraries of the process"),
     }
     terms = {name: term for name, term in terms.items() if term.high}
