@@ -302,10 +302,7 @@ def test_an_architecture_without_rules_gets_a_wide_range() -> None:
 
 def test_eight_experts_raise_keys_and_values() -> None:
     types = {
-        shape.name: kind
-        for shape, _, kind in Mixture(describe("mixtral-8x7b"), "Q4_K_M").assign(
-            blueprint(describe("mixtral-8x7b"))
-        )
+        shape.name: kind for shape, _, kind in Mixture(describe("mixtral-8x7b"), "Q4_K_M").assign()
     }
     assert types["attn_k"] == types["attn_v"] == "Q8_0"
     assert types["attn_output"] == "Q5_K"

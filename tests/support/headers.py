@@ -19,7 +19,6 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from enginekit.facts.model import Layer, ModelSpec
 from enginekit.sizing.mixture import Mixture
-from enginekit.sizing.tensors import blueprint
 from tests.catalog.gguf_writer import text, value
 from tests.support.header_vectors import VECTORS
 
@@ -79,7 +78,7 @@ def _order(tensor: Tensor) -> tuple[int, str]:
 
 
 def _matrices(spec: ModelSpec, label: str) -> Iterator[Tensor]:
-    for shape, layer, kind in Mixture(spec, label).assign(blueprint(spec)):
+    for shape, layer, kind in Mixture(spec, label).assign():
         if shape.role == "norm":
             continue
         dims: tuple[int, ...] = (shape.row, shape.rows, shape.matrices)

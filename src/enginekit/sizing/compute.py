@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing.kinds import kinds
 from enginekit.sizing.policy import ALL_LOGITS, MIB, Policy, Triple
 from enginekit.sizing.traits import PLAIN, TRAITS
 
@@ -69,7 +70,7 @@ def _widths(spec: ModelSpec) -> _Widths:
     plain = 0
     traits = TRAITS.get(spec.architecture, PLAIN)
     gated, rows_kept = traits.gated_ffn, 6 if traits.parallel else 5
-    for layer in set(spec.layers):
+    for layer, _ in kinds(spec):
         if layer.ffn:
             # Without a gate one matrix is alive less, and its product is activated in place.
             widest = max(widest, rows_kept * hidden + (3 if gated else 1) * layer.ffn)
@@ -210,7 +211,7 @@ def rows_of(policy: Policy, smallest_gpu: int) -> tuple[int, int]:
 def _layer_peak(spec: ModelSpec, tensor_parallel: int) -> int:
     """Bytes per batched token of the widest layer in 16 bits."""
     widest = 0
-    for layer in set(spec.layers):
+    for layer, _ in kinds(spec):
         wide = 3 * layer.ffn // tensor_parallel
         if layer.moe and spec.experts is not None:
             used, width = spec.experts.used, spec.experts.ffn // tensor_parallel

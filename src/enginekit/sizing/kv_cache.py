@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from enginekit.facts.model import Layer, ModelSpec
+from enginekit.sizing.kinds import kinds
 from enginekit.sizing.quantization import BLOCKS
 
 CACHE_TYPES: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
@@ -116,7 +117,7 @@ def llamacpp_refusal(spec: ModelSpec, cache_type: str, *, flash: bool = True) ->
         return ""
     if not flash:
         return f"llama.cpp refuses a {cache_type} cache without flash attention"
-    for layer in set(spec.layers):
+    for layer, _ in kinds(spec):
         odd = [dim for dim in (layer.key_dim, layer.value_dim) if dim % elements]
         if odd and layer.kv_heads:
             return (
@@ -142,10 +143,7 @@ def cell_bytes(layer: Layer, type_k: str = "f16", type_v: str = "f16", *, widest
 @lru_cache(maxsize=1024)
 def _kinds(spec: ModelSpec) -> tuple[tuple[Layer, int], ...]:
     """The distinct layers of a model and how often each occurs."""
-    counts: dict[Layer, int] = {}
-    for layer in spec.layers:
-        counts[layer] = counts.get(layer, 0) + 1
-    return tuple(counts.items())
+    return tuple([(layer, len(numbers)) for layer, numbers in kinds(spec)])
 
 
 @lru_cache(maxsize=1024)
@@ -155,7 +153,7 @@ def widest_value(spec: ModelSpec) -> int:
     Without flash attention llama.cpp keeps V transposed, and every layer's rows are so wide
     (`n_embd_v_gqa_max`); it matters for models whose layers differ, such as Gemma 4.
     """
-    own = (layer for layer in set(spec.layers) if layer.attention not in ("none", "shared"))
+    own = (layer for layer, _ in kinds(spec) if layer.attention not in ("none", "shared"))
     return max((layer.kv_heads * layer.value_dim for layer in own), default=0)
 
 

@@ -6,12 +6,14 @@ that a search over contexts, slots and splits needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
+from operator import le, sub
 
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing.kinds import kinds
 from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes, widest_value
 from enginekit.sizing.weights import Weights, weights
 
@@ -75,10 +77,13 @@ def narrower(spec: ModelSpec, wide: str, narrow: str) -> bool:
     the ends of the ranges are rounded by). Mixtures often are not: they widen single layers.
     """
     one, other = weight_table(spec, wide), weight_table(spec, narrow)
-    return all(
-        size <= bound and size * other.high <= bound * one.high + 1
-        for bound, size in zip(_parts(one), _parts(other), strict=True)
-    )
+    bounds, sizes = _parts(one), _parts(other)
+    if not all(map(le, sizes, bounds)):
+        return False
+    if max(sizes) * (other.high - one.high) < 0.5:  # as nearly always: the same range, rounded
+        return True
+    pairs = set(zip(bounds, sizes, strict=True))
+    return all(size * other.high <= bound * one.high + 1 for bound, size in pairs)
 
 
 @lru_cache(maxsize=16384)
@@ -93,13 +98,12 @@ def runs(spec: ModelSpec, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]
     return tuple(found)
 
 
-def _parts(table: WeightTable) -> Iterator[int]:
+def _parts(table: WeightTable) -> list[int]:
     """What one device may have without the rest."""
-    yield from (table.embedding, table.tail - table.tied_copy, table.tied_copy)
-    for layer, experts in zip(pairwise(table.layers), pairwise(table.experts), strict=True):
-        routed = experts[1] - experts[0]
-        yield routed
-        yield layer[1] - layer[0] - routed
+    layers = list(map(sub, table.layers[1:], table.layers))
+    experts = list(map(sub, table.experts[1:], table.experts))
+    outside = [table.embedding, table.tail - table.tied_copy, table.tied_copy]
+    return [*outside, *experts, *map(sub, layers, experts)]
 
 
 Spans = tuple[tuple[int, tuple[int, ...], int], ...]
@@ -159,28 +163,28 @@ def stream(tokens: int, slots: int, *, unified: bool) -> int:
 @lru_cache(maxsize=4096)
 def cache_table(spec: ModelSpec, cache_type: str, flash: bool = True) -> CacheTable:
     """The table for one element type of K and V, with or without flash attention."""
-    honoured = spec.architecture in LLAMACPP_WINDOWED
+    honoured, count = spec.architecture in LLAMACPP_WINDOWED, spec.n_layers
+    fixed = spec.recurrent.bytes_f32 if spec.recurrent else 0
     widest = 0 if flash else widest_value(spec)
-    sizes = [cell_bytes(layer, cache_type, cache_type, widest=widest) for layer in spec.layers]
-    windows = [layer.window if honoured else 0 for layer in spec.layers]
-    state = spec.recurrent.bytes_f32 if spec.recurrent else 0
-
-    def sums(window: int) -> tuple[int, ...]:
-        return (
-            0,
-            *accumulate(
-                size if mine == window else 0 for size, mine in zip(sizes, windows, strict=True)
-            ),
-        )
-
-    unknown = (
-        size if layer.attention == "unknown" else 0
-        for size, layer in zip(sizes, spec.layers, strict=True)
-    )
+    unknown, state = [0] * count, [0] * count
+    windows: dict[int, list[int]] = {}
+    for layer, numbers in kinds(spec):
+        size = cell_bytes(layer, cache_type, cache_type, widest=widest)
+        sizes = windows.setdefault(layer.window if honoured else 0, [0] * count)
+        _fill(sizes, numbers, size)
+        if layer.attention == "unknown":
+            _fill(unknown, numbers, size)
+        if layer.recurrent:
+            _fill(state, numbers, fixed)
     return CacheTable(
-        windows=tuple((window, sums(window)) for window in sorted(set(windows))),
+        windows=tuple([(window, (0, *accumulate(windows[window]))) for window in sorted(windows)]),
         unknown=(0, *accumulate(unknown)),
-        state=(0, *accumulate(state if layer.recurrent else 0 for layer in spec.layers)),
+        state=(0, *accumulate(state)),
         known=spec.known_layout,
         doubt=max(spec.heads / max(spec.kv_heads, 1), 1.0),
     )
+
+
+def _fill(sizes: list[int], layers: Iterable[int], size: int) -> None:
+    for layer in layers:
+        sizes[layer] = size

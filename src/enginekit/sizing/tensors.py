@@ -8,16 +8,18 @@ dimensions is a row in `enginekit.sizing.traits`. An architecture without a row 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from enginekit.facts.model import Layer, ModelSpec, Recurrent, Role
+from enginekit.sizing.kinds import kinds
 from enginekit.sizing.traits import PLAIN, TRAITS, Traits
 
+OUTSIDE: Final = (-1,)
+"""The block number of tensors outside the blocks."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorShape:
+
+class TensorShape(NamedTuple):
     """Tensors of one name and shape, and the layers that have them."""
 
     name: str
@@ -28,8 +30,8 @@ class TensorShape:
     rows: int = 1
     matrices: int = 1
     """Third dimension: experts, or heads of an unfolded latent."""
-    layers: tuple[int, ...] = (-1,)
-    """Block numbers; -1 is outside the blocks."""
+    layers: tuple[int, ...] = OUTSIDE
+    """Block numbers."""
     fixed: str = ""
     """Type that no quantization changes (`F32` for norms and routers); empty if it may shrink."""
 
@@ -52,8 +54,8 @@ def blueprint(spec: ModelSpec) -> tuple[TensorShape, ...]:
     dimensions otherwise.
     """
     if spec.weights and all(group.shape for group in spec.weights):
-        return tuple(_from_file(spec))
-    return tuple(_merge(_generated(spec)))
+        return _merge(_from_file(spec))
+    return _merge(_generated(spec))
 
 
 def parameters(spec: ModelSpec) -> int:
@@ -80,25 +82,25 @@ def active_parameters(spec: ModelSpec) -> int:
     return total
 
 
-def _from_file(spec: ModelSpec) -> Iterator[TensorShape]:
+def _from_file(spec: ModelSpec) -> Iterator[tuple[TensorShape, tuple[int, ...]]]:
     for group in spec.weights:
         if group.role in ("mtp", "projector"):
             continue
         row, rows, matrices = (*group.shape, 1, 1)[:3]
         for extra in group.shape[3:]:
             matrices *= extra
-        yield TensorShape(
+        shape = TensorShape(
             name=_stem(group.name),
             role=group.role,
             row=row,
             rows=rows,
             matrices=matrices,
-            layers=(-1 if group.layer is None else group.layer,),
             # MXFP4 is how the checkpoint was published: every other label keeps it.
             fixed=""
             if _may_shrink(group.name, group.shape) and group.type != "MXFP4"
             else group.type,
         )
+        yield shape, OUTSIDE if group.layer is None else (group.layer,)
 
 
 def _stem(name: str) -> str:
@@ -142,30 +144,25 @@ def _may_shrink(name: str, shape: tuple[int, ...]) -> bool:
     return not any(word in name for word in _KEPT)
 
 
-def _merge(shapes: Iterator[tuple[TensorShape, int]]) -> Iterator[TensorShape]:
-    """Tensors of the same name and shape become one entry with a list of layers."""
+def _merge(shapes: Iterator[tuple[TensorShape, tuple[int, ...]]]) -> tuple[TensorShape, ...]:
+    """Tensors of the same name and shape become one entry with all their layers, ascending."""
     layers: dict[TensorShape, list[int]] = {}
-    for shape, layer in shapes:
-        layers.setdefault(shape, []).append(layer)
-    for shape, numbers in layers.items():
-        yield TensorShape(
-            name=shape.name,
-            role=shape.role,
-            row=shape.row,
-            rows=shape.rows,
-            matrices=shape.matrices,
-            fixed=shape.fixed,
-            layers=tuple(numbers),
-        )
+    for shape, numbers in shapes:
+        layers.setdefault(shape, []).extend(numbers)
+    found, same = [], dict[tuple[int, ...], tuple[int, ...]]()
+    for shape, every in layers.items():
+        once = tuple(sorted(every))
+        found.append(shape._replace(layers=same.setdefault(once, once)))
+    return tuple(found)
 
 
-def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
+def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, tuple[int, ...]]]:
     traits = TRAITS.get(spec.architecture, PLAIN)
     hidden, vocab = spec.hidden, spec.vocab
-    yield TensorShape(name="token_embd", role="embedding", row=hidden, rows=vocab), -1
+    yield TensorShape(name="token_embd", role="embedding", row=hidden, rows=vocab), OUTSIDE
     if not spec.tied_embeddings and spec.causal:
-        yield TensorShape(name="output", role="output", row=hidden, rows=vocab), -1
-    yield _vector("output_norm", traits.outer_norms * hidden), -1
+        yield TensorShape(name="output", role="output", row=hidden, rows=vocab), OUTSIDE
+    yield _vector("output_norm", traits.outer_norms * hidden), OUTSIDE
     if traits.positions:
         yield (
             TensorShape(
@@ -175,32 +172,28 @@ def _generated(spec: ModelSpec) -> Iterator[tuple[TensorShape, int]]:
                 rows=spec.context_length,
                 fixed="F32",
             ),
-            -1,
+            OUTSIDE,
         )
     if traits.token_types:
         yield (
             TensorShape(name="token_types", role="embedding", row=hidden, rows=2, fixed="F32"),
-            -1,
+            OUTSIDE,
         )
     if spec.per_layer_embedding:
         wide = spec.per_layer_embedding * spec.n_layers
         yield (
             TensorShape(name="per_layer_token_embd", role="layer_embedding", row=wide, rows=vocab),
-            -1,
+            OUTSIDE,
         )
         yield (
             TensorShape(
                 name="per_layer_model_proj", role="other", row=hidden, rows=wide, fixed="F16"
             ),
-            -1,
+            OUTSIDE,
         )
-    # Most models repeat a few kinds of layer; each kind is unfolded once.
-    kinds: dict[Layer, tuple[TensorShape, ...]] = {}
-    for index, layer in enumerate(spec.layers):
-        if layer not in kinds:
-            kinds[layer] = tuple(_block(spec, layer, traits))
-        for shape in kinds[layer]:
-            yield shape, index
+    for layer, numbers in kinds(spec):
+        for shape in _block(spec, layer, traits):
+            yield shape, numbers
 
 
 def _vector(name: str, size: int) -> TensorShape:

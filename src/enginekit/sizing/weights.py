@@ -7,9 +7,10 @@ bits per weight and the list of what stays wide. A label alone is never exact: v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import add
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -24,7 +25,13 @@ from enginekit.sizing.quantization import (
     gguf_label,
     weight_format,
 )
-from enginekit.sizing.tensors import TensorShape, active_parameters, blueprint, known, parameters
+from enginekit.sizing.tensors import (
+    OUTSIDE,
+    active_parameters,
+    blueprint,
+    known,
+    parameters,
+)
 
 Method = Literal["file", "mixture", "format", "bits per weight"]
 """`file`: summed from real headers; `mixture`: llama-quantize's rules on known shapes; `format`:
@@ -171,15 +178,7 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
     sizes = (
         _mixture_sizes(spec, label, imatrix, wide) if other is None else _format_sizes(spec, other)
     )
-    roles: dict[Role, int] = {}
-    layers = [0] * spec.n_layers
-    experts = [0] * spec.n_layers
-    for shape, layer, size in sizes:
-        roles[shape.role] = roles.get(shape.role, 0) + size
-        if 0 <= layer < len(layers):
-            layers[layer] += size
-            if shape.role == "experts":
-                experts[layer] += size
+    roles, layers, experts = _spread(sizes, spec.n_layers)
     total = sum(roles.values())
     low, high, reason = _band(spec, quantization, label)
     return Weights(
@@ -246,22 +245,59 @@ def _band(spec: ModelSpec, quantization: str, label: str) -> tuple[float, float,
     return 0.95, 1.05, "what stays in 16 bits differs between repositories"
 
 
-def _mixture_sizes(
-    spec: ModelSpec, label: str, imatrix: bool, wide: bool
-) -> Iterator[tuple[TensorShape, int, int]]:
+Sized = tuple[Role, tuple[int, ...], int, Sequence[tuple[int, tuple[int, ...]]]]
+"""What some tensors are for, their layers, their bytes in one, and by how many more some differ."""
+
+
+def _mixture_sizes(spec: ModelSpec, label: str, imatrix: bool, wide: bool) -> Iterator[Sized]:
     mixture = Mixture(spec, label, imatrix=imatrix, wide_tables=wide)
-    for shape, layer, kind in mixture.assign(blueprint(spec)):
-        yield shape, layer, BLOCKS[kind].size(shape.row) * shape.rows * shape.matrices
+    for alike, usual, raised in mixture.types():
+        row, rows = alike.row, alike.rows
+        size = BLOCKS[usual].size(row) * rows
+        more = [(BLOCKS[kind].size(row) * rows - size, layers) for kind, layers in raised]
+        yield alike.shapes[0].role, alike.layers, size, more
 
 
-def _format_sizes(spec: ModelSpec, other: WeightFormat) -> Iterator[tuple[TensorShape, int, int]]:
+def _format_sizes(spec: ModelSpec, other: WeightFormat) -> Iterator[Sized]:
     for shape in blueprint(spec):
         shrinks = shape.role in other.quantized and not shape.fixed
         # One-dimensional tensors are 16-bit in safetensors, whatever GGUF makes of them.
         bits = other.bits if shrinks else 8 * other.wide_bytes
         size = -(-shape.elements * bits.numerator // (8 * bits.denominator))
-        for layer in shape.layers:
-            yield shape, layer, int(size)
+        yield shape.role, shape.layers, size, ()
+
+
+def _spread(sizes: Iterable[Sized], count: int) -> tuple[dict[Role, int], list[int], list[int]]:
+    """Bytes of each role, of each of `count` blocks, and of each block's routed experts."""
+    roles: dict[Role, int] = {}
+    routed, rest = [0] * count, [0] * count
+    # Most tensors are in the same layers: their sizes are added up before they are laid out. A
+    # blueprint's equal tuples of layers are one object.
+    alike: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {}
+    for role, where, size, raised in sizes:
+        total = size * len(where)
+        expert = role == "experts"
+        if where != OUTSIDE:
+            key = id(where), expert
+            alike[key] = where, (alike[key][1] if key in alike else 0) + size
+        for more, which in raised:
+            total += more * len(which)
+            _add(routed if expert else rest, which, more)
+        roles[role] = roles.get(role, 0) + total
+    for (_, expert), (where, size) in alike.items():
+        _add(routed if expert else rest, where, size)
+    return roles, list(map(add, rest, routed)), routed
+
+
+def _add(sums: list[int], layers: tuple[int, ...], size: int) -> None:
+    """Add to the blocks of these ascending numbers; a number that is no block's is left out."""
+    first, last, count = layers[0], layers[-1] + 1, len(sums)
+    if first >= 0 and last <= count and last - first == len(layers):
+        sums[first:last] = [before + size for before in sums[first:last]]
+        return
+    for layer in layers:
+        if 0 <= layer < count:
+            sums[layer] += size
 
 
 # Mean bits per weight where only a parameter count is known: (30B and up, 7B-14B, 1B-4B tied,
