@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from enginekit.cli import main
+from enginekit.cli.output import stdout
 from enginekit.cli.plan import bar_of, render
 from enginekit.errors import ConfigError
 from enginekit.hardware import machine_from_dict, preset, preset_names
@@ -348,3 +349,52 @@ def test_an_error_cannot_command_the_terminal(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert r"\x1b[31mred.gguf: version" in shown
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("command", [["matrix"], ["doctor", "--hardware", "4xrtx4090"]])
+def test_tables_are_no_wider_than_the_terminal(command, width, capsys, monkeypatch):
+    monkeypatch.setattr(stdout, "width", width)
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= min(width, 80)
+    assert not any("-0%" in line for line in lines)
+
+
+def test_the_matrix_shows_no_context_that_the_model_was_not_trained_for(capsys):
+    main(["matrix"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "phi4" in line)
+    assert row.split() == ["14B", "phi4", "+20%", "-", "-", "rtx3060-12"]
+
+
+JSON_CASES = [
+    ("fits", ["llama3.1-8b", "--hardware", "rtx4090"]),
+    ("tight", ["qwen3-8b", "--hardware", "BOX", "--context", "2048"]),
+    ("no", ["llama3.1-405b", "--hardware", "rtx4090"]),
+    ("no", ["llama3.1-8b", "--hardware", "raspberry-pi-5", "--engine", "tgi"]),
+    ("fits", ["bge-m3", "--hardware", "rtx4090"]),
+    ("fits", ["qwen3-next-80b-a3b", "--hardware", "h100"]),
+    ("fits", ["kimi-k2", "--hardware", "8xmi300x", "--engine", "vllm", "--quant", "fp8-block"]),
+]
+
+
+@pytest.mark.parametrize(("verdict", "arguments"), JSON_CASES)
+def test_json_is_strict_the_same_each_time_and_of_one_layout(verdict, arguments, tmp_path, capsys):
+    """`jq` and other languages know no NaN and no Infinity."""
+    box = tmp_path / "box.json"
+    box.write_text(json.dumps({"memory": {"total_bytes": "64 GiB", "available_bytes": "5700 MiB"}}))
+    arguments = [str(box) if word == "BOX" else word for word in arguments]
+    shown = []
+    for _ in range(2):
+        assert main(["plan", *arguments, "--json"]) == (3 if verdict == "no" else 0)
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    found = json.loads(shown[0], parse_constant=refuse)
+    assert found["verdict"] == verdict
+    other = planning.plan("qwen3-8b", hardware="rtx4090").to_dict()
+    assert list(found) == list(other)
+    assert list(found["speed"]) == list(other["speed"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
 import subprocess
+import threading
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from enginekit.cli import _charts, _plan_html, main
 from enginekit.cli._charts import Line, Part
+from enginekit.hardware import preset
 from enginekit.kit import planning
 
 CASES = {
@@ -249,3 +252,38 @@ def test_the_projector_is_a_part_of_its_own() -> None:
     assert "var(--projector)" in page
     assert "--no-mmproj" in page
     assert "projector" not in re.sub(r"<style>.*?</style>", "", page_of("one GPU"), flags=re.S)
+
+
+def test_the_page_may_go_to_stdout_alone(capsys) -> None:
+    assert main(["plan", "llama3.1", "--hardware", "rtx4090", "--html", "-"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("<!doctype html>")
+    assert shown.endswith("</html>\n")
+    assert main(["plan", "llama3.1", "--hardware", "rtx4090", "--html", "-", "--json"]) == 2
+    assert "both want stdout" in capsys.readouterr().err
+    assert main(["plan", "llama3.1", "--hardware", "rtx4090", "--html", "--json"]) == 2
+    assert "not '--json'" in capsys.readouterr().err
+
+
+def test_an_existing_page_is_replaced_and_what_cannot_be_written_is_named(tmp_path: Path, capsys):
+    page = tmp_path / "plan.html"
+    page.write_text("x" * 99_999)
+    assert main(["plan", "llama3.1", "--hardware", "rtx4090", "--html", str(page)]) == 0
+    assert page.read_text().endswith("</html>\n")
+    assert main(["plan", "llama3.1", "--hardware", "rtx4090", "--html", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert f"cannot write {tmp_path}: Is a directory" in shown
+    assert "hint: give --html a file that can be written" in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_model_and_machine_are_looked_at_once_for_all_of_a_page(tmp_path: Path) -> None:
+    """A pipe can be read only once; a server or the Hub need not be asked twice."""
+    pipe, page = tmp_path / "pipe.json", tmp_path / "plan.html"
+    os.mkfifo(pipe)
+    content = json.dumps(preset("rtx4090").to_dict())
+    writer = threading.Thread(target=pipe.write_text, args=(content,), daemon=True)
+    writer.start()
+    assert main(["plan", "llama3.1", "--hardware", str(pipe), "--html", str(page)]) == 0
+    writer.join()
+    assert "Context length against memory" in page.read_text()

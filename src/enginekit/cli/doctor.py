@@ -9,12 +9,14 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from enginekit import registry
-from enginekit.cli.output import print_json
+from enginekit.cli.output import print_json, stdout
 from enginekit.facts.machine import Machine, known_by
 from enginekit.kit import planning
 from enginekit.sizing.budget import devices
 
 _GIB = 2**30
+_LABEL = 16
+"""Columns before a value."""
 
 
 def doctor(
@@ -70,13 +72,27 @@ def _found() -> list[dict[str, Any]]:
 
 
 def _row(name: str, value: str, how: str = "") -> str:
-    start = f"  {name:<14}{value}"
-    if not how:
-        return start
-    if len(start) + len(how) + 3 <= 80:
-        return f"{start}  [{how}]"
-    below = textwrap.wrap(f"[{how}]", 80, initial_indent=" " * 16, subsequent_indent=" " * 17)
-    return "\n".join([start, *below])
+    """A line of a name, what it is and how that is known, or several in a narrow terminal."""
+    width = max(min(80, stdout.width), _LABEL + 20)
+    start = f"  {name:<{_LABEL - 2}}"
+    if how and len(start) + len(value) + len(how) + 4 <= width:
+        return f"{start}{value}  [{how}]"
+    lines = _folded(value, width, start, " " * _LABEL)
+    if how:
+        lines += _folded(f"[{how}]", width, " " * _LABEL, " " * (_LABEL + 1))
+    return "\n".join(lines)
+
+
+def _folded(text: str, width: int, first: str, rest: str) -> list[str]:
+    found = textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return found or [first.rstrip()]
 
 
 def _size(value: int | None) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from enginekit.cli.errors import NOTHING_FITS
 from enginekit.cli.options import tokens
@@ -33,6 +33,14 @@ _LEGEND = "# weights  = cache  + compute  - runtime  : margin  . free  ! missing
 _VERDICTS = {"fits": "fits", "tight": "is tight", "no": "does not fit"}
 
 
+def _page(_type: object, given: Sequence[Token]) -> Path:
+    """Where the page goes; an option that follows is no file."""
+    text = given[0].value
+    if not text or (text.startswith("-") and text != "-"):
+        raise ValueError(f"a file or - is needed, not {text!r}")
+    return Path(text)
+
+
 def plan(
     model: str,
     /,
@@ -48,7 +56,7 @@ def plan(
     images: Annotated[bool | None, Parameter(negative="--no-images")] = None,
     measure: Annotated[bool, Parameter(negative=())] = False,
     json: bool = False,
-    html: Path | None = None,
+    html: Annotated[Path | None, Parameter(converter=_page, allow_leading_hyphen=True)] = None,
 ) -> int:
     """Show whether a model fits, with which context, how fast, and why. Exit code 3: it does not.
 
@@ -83,10 +91,11 @@ def plan(
     json
         Print one JSON object, sizes in bytes.
     html
-        Also write the plan as one self-contained page with charts.
+        Also write the plan as one self-contained page with charts; - writes it to stdout instead.
     """
+    if str(html) == "-" and json:
+        raise ConfigError("--html - and --json both want stdout", hint="--html FILE")
     settings: dict[str, Any] = {
-        "engine": engine,
         "quantization": quant,
         "users": users,
         "cache_type": cache,
@@ -96,13 +105,18 @@ def plan(
     }
     taken: Measured | None = None
     if measure:
-        taken = _measure(model, hardware, context, settings)
+        taken = _measure(model, hardware, engine, context, settings)
         made = taken.plan
     else:
-        made = planning.plan(model, hardware=hardware, context=context, **settings)
+        asked = planning.question(model, hardware=hardware, engine=engine)
+        made = planning.answer(asked, context=context, **settings)
     if html is not None:
-        _write_page(html, made, model, hardware, settings)
-    if json:
+        if measure:
+            asked = planning.question(model, hardware=hardware, engine=engine)
+        _write_page(html, made, asked, settings)
+    if str(html) == "-":
+        pass  # the page is all that goes to stdout
+    elif json:
         print_json(made.to_dict() | ({} if taken is None else {"measured": _measured(taken)}))
     else:
         width = min(WIDTH, stdout.width)
@@ -114,15 +128,19 @@ def plan(
 
 
 def _measure(
-    model: str, hardware: str | None, context: int | None, settings: dict[str, Any]
+    model: str,
+    hardware: str | None,
+    engine: str | None,
+    context: int | None,
+    settings: dict[str, Any],
 ) -> Measured:
     """Load the model here. Raises ConfigError for options that a load on this computer ignores."""
     from enginekit.kit.measuring import ENGINE, measure
 
     elsewhere = {"--hardware": hardware, "--quant": settings["quantization"]}
     elsewhere |= {f"--{name}": settings[name] for name in ("ubatch", "sequences")}
-    if settings["engine"] not in (None, ENGINE):
-        elsewhere["--engine"] = settings["engine"]
+    if engine not in (None, ENGINE):
+        elsewhere["--engine"] = engine
     given = [name for name, value in elsewhere.items() if value is not None]
     if settings["images"]:
         given.append("--images")
@@ -159,26 +177,27 @@ def _measured_lines(taken: Measured, width: int) -> list[str]:
     return _wrapped("measured", f"xllamacpp {taken.version} took " + ", ".join(pairs), width)
 
 
-def _write_page(
-    path: Path, made: Plan, model: str, hardware: str | None, settings: dict[str, Any]
-) -> None:
+def _write_page(path: Path, made: Plan, asked: planning.Question, settings: dict[str, Any]) -> None:
     """The plan as a page, with plans at other contexts for its curves."""
     from enginekit.cli import _plan_html
 
-    spec, machine = planning.model_of(model), planning.machine_of(hardware)
-    # The same model file and quantization as in the plan itself, so that only the context differs.
+    # The same quantization as in the plan itself, so that only the context differs.
     settings = {**settings, "quantization": settings["quantization"] or made.quantization}
     others = [
-        planning.plan(spec, hardware=machine, context=context, **settings).to_dict()
-        for context in _plan_html.contexts(spec.context_length, made.context)
+        planning.answer(asked, context=context, **settings).to_dict()
+        for context in _plan_html.contexts(asked.spec.context_length, made.context)
     ]
     page = _plan_html.page(made.to_dict(), others)
+    if str(path) == "-":
+        sys.stdout.write(page)
+        return
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
         raise ConfigError(
             f"cannot write {path}: {error.strerror}",
-            hint="give --html a file in a folder that exists",
+            hint=f"give --html a file {'in a folder that exists' if gone else 'that can be written'}",
         ) from error
 
 

@@ -6,6 +6,7 @@ The only part of planning that touches files, devices or the network (`hf://` na
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -72,6 +73,42 @@ def plan(
         ModelFileError: a file is broken or no model.
         DownloadError: a repository cannot be read.
     """
+    return answer(
+        question(model, hardware=hardware, engine=engine, engine_version=engine_version),
+        quantization=quantization,
+        context=context,
+        users=users,
+        cache_type=cache_type,
+        ubatch=ubatch,
+        sequences=sequences,
+        flash=flash,
+        eager=eager,
+        images=images,
+        calibrated=calibrated,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A model, a machine and an engine that were looked up, for any number of plans."""
+
+    spec: ModelSpec
+    machine: Machine
+    engine: str
+    engine_version: str
+    """"" where loads measured on this computer say nothing."""
+    source: str
+    """The local file or folder that commands name."""
+
+
+def question(
+    model: str | os.PathLike[str] | ModelSpec,
+    *,
+    hardware: str | os.PathLike[str] | Machine | None = None,
+    engine: str | None = None,
+    engine_version: str = "",
+) -> Question:
+    """Look at model and machine once; arguments and errors are those of `plan`."""
     if isinstance(model, str) and _is_server(model):
         served = model_of_server(model)
         spec, source = served.spec, ""
@@ -81,15 +118,35 @@ def plan(
         source = "" if isinstance(model, ModelSpec) else _local(model)
     machine = hardware if isinstance(hardware, Machine) else machine_of(hardware)
     name = engine or DEFAULT_ENGINE
-    calibration = None
-    if calibrated and not engine_version and hardware is None and name in registry.LAUNCHED:
+    if not engine_version and hardware is None and name in registry.LAUNCHED:
         engine_version = embedded.installed_version()
-    if calibrated and engine_version:
-        calibration = _calibration(name, engine_version, spec, machine)
+    return Question(
+        spec=spec, machine=machine, engine=name, engine_version=engine_version, source=source
+    )
+
+
+def answer(
+    asked: Question,
+    *,
+    quantization: str | None = None,
+    context: int | None = None,
+    users: int = 1,
+    cache_type: str | None = None,
+    ubatch: int | None = None,
+    sequences: int | None = None,
+    flash: bool = True,
+    eager: bool = False,
+    images: bool | None = None,
+    calibrated: bool = True,
+) -> Plan:
+    """One plan; opens no file but that of measured loads. Arguments and errors are those of `plan`."""
+    name, calibration = asked.engine, None
+    if calibrated and asked.engine_version:
+        calibration = _calibration(name, asked.engine_version, asked.spec, asked.machine)
     try:
         return compute(
-            spec,
-            machine,
+            asked.spec,
+            asked.machine,
             policy=engine_policy(name),
             quantization=quantization,
             context=context,
@@ -101,7 +158,7 @@ def plan(
             eager=eager,
             images=name not in registry.LAUNCHED if images is None else images,
             calibration=calibration,
-            source=source,
+            source=asked.source,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

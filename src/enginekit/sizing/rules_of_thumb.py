@@ -57,6 +57,8 @@ class Row:
     size: str
     model: str
     params: int
+    context: int
+    """What the model was trained for, in tokens."""
     cells: Mapping[int, Cell]
     overhead: Mapping[int, float]
     """Context to cache and compute as a fraction of the 4-bit weights, one slot."""
@@ -92,6 +94,7 @@ def matrix(
                 size=size,
                 model=name,
                 params=spec.params_total,
+                context=spec.context_length,
                 cells=cells,
                 overhead={context: overhead(spec, context) for context in (8192, 32768, 131072)},
                 smallest=_smallest(spec, machines),
@@ -174,6 +177,7 @@ def to_dict(row: Row) -> dict[str, Any]:
         "size": row.size,
         "model": row.model,
         "params": row.params,
+        "context": row.context,
         "bits": {
             str(bits): {"rule": cell.rule, "exact": cell.exact, "error": cell.error}
             for bits, cell in row.cells.items()
