@@ -20,7 +20,8 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `tower=PARAMS`: vision and audio part of the publisher's checkpoint, not in `params_total`
 * `mmproj=LABEL:BYTES/…`: the projectors of the GGUF repository, tensor bytes by the rules of
   llama.cpp's converter; of several with 16 bits the first. `mmproj=none`: its converter makes none
-* `mtp=N`, `encoder=1`, `headless=1` (no output matrix), `unknown=1` (what its cache holds is not
+* `tag=LABEL`: what the Ollama tag holds where it is not Q4_K_M
+* `mtp=N`, `encoder=1`, `headless=1` (no output matrix), `rerank=1`, `unknown=1` (what its cache holds is not
   known: a plan gives a range)
 
 Source codes in the last column: AIC ai-dynamo/aiconfigurator, OME sgl-project/ome, MLC
@@ -125,6 +126,7 @@ def _spec(row: Row) -> ModelSpec:
             hf=row["hf_repo"],
             gguf=row["gguf_repo"],
             ollama=row["ollama_tag"],
+            ollama_quantization=layout.get("tag", ""),
             mlc=row["mlc_repo"],
         ),
         license=row["license"],
@@ -133,6 +135,7 @@ def _spec(row: Row) -> ModelSpec:
             vision=_flag(row["vision"]),
             thinking=_flag(row["thinking"]),
             embedding=_flag(row["embedding"]),
+            rerank=True if "rerank" in layout else None,
         ),
         vllm_tool_parser=row["vllm_tool_parser"],
         notes=(f"catalog: {row['source']}",) if origin.confidence == "guess" else (),

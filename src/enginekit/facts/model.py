@@ -178,6 +178,8 @@ class ModelNames:
     hf: str = ""
     gguf: str = ""
     ollama: str = ""
+    ollama_quantization: str = ""
+    """What that tag holds; empty: Q4_K_M, or the native format where GGUF files keep it."""
     mlc: str = ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from enginekit.facts.machine import Machine
@@ -12,7 +13,7 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
-from enginekit.sizing.policy import GIB
+from enginekit.sizing.policy import GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
 from enginekit.sizing.projector import sees, weights
 from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
@@ -27,6 +28,12 @@ _LEAST_CONTEXT: Final = 1024
 
 _BATCH: Final = 2048
 """llama.cpp's `-b` where nobody gives it."""
+
+_SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
+"""Published formats that GGUF files of the model keep."""
+
+_ONE_FILE: Final = 45 * GIB
+"""Larger files do not go to the Hub in one piece (its limit is 50 GB)."""
 
 _FEWER_BITS: Final = 4.0
 """Below so many bits per weight answers get visibly worse."""
@@ -317,9 +324,33 @@ def command(
     elif source:
         shown = policy.file_option.format(source)
     else:
-        name = getattr(model.names, policy.names) or model.name
-        shown = policy.repo_option.format(name=name, quantization=setting.quantization)
+        shown = _by_name(policy, model, setting.quantization)
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
+
+
+def _by_name(policy: Policy, model: ModelSpec, label: str) -> str:
+    """The model by the name that the engine knows, with nothing invented where it knows none."""
+    names = model.names
+    name: str = getattr(names, policy.names)
+    if policy.tags and names.gguf and not (name and label == tag_quantization(model, policy)):
+        return policy.other_option.format(name=names.gguf, quantization=label)
+    if model.native_format == "mxfp4":
+        label = policy.labels.get(label, label)
+    if not name and policy.names == "gguf":
+        return policy.file_option.format(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
+    return policy.repo_option.format(name=name or model.name, quantization=label)
+
+
+def tag_quantization(model: ModelSpec, policy: Policy) -> str:
+    """What an engine loads that is given the model's name alone."""
+    if policy.tags and model.names.ollama_quantization:
+        return model.names.ollama_quantization
+    native = weight_format(model.native_format) if model.native_format else None
+    if native is not None and native.format in policy.formats:
+        return model.native_format
+    if "gguf" in policy.formats and model.native_format in _SAME_IN_GGUF:
+        return _SAME_IN_GGUF[model.native_format]
+    return policy.default_quantization
 
 
 def _utilization(sizer: Pooling, place: Shards) -> str:
@@ -347,6 +378,12 @@ def notes(
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
     label = setting.quantization
+    shown = _by_name(sizer.policy, model, label) if sizer.policy.tags else ""
+    if "hf.co/" in shown and sizer.weights(label).found.total > _ONE_FILE:
+        said.append(
+            "files of this size are split, and Ollama takes no split file from the Hub (its issue "
+            "5245): download it, then `ollama create`"
+        )
     other = None if is_gguf(label) else weight_format(label)
     kind = "gguf" if is_gguf(label) and label not in sizer.policy.ladder else ""
     kind = other.format if other is not None and not kind else kind

@@ -63,7 +63,8 @@ class Allocation:
         self.images = images
         self.n = max(spec.n_layers, 1)
         self.sized = bool(spec.layers)
-        self.embeds = bool(spec.capabilities.embedding) or not spec.causal
+        serves = spec.capabilities
+        self.embeds = bool(serves.embedding or serves.rerank) or not spec.causal
         self.flash = True
         self.calibration = NONE
         self._tables: dict[str, WeightTable] = {}

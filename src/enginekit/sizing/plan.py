@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Final
 
 from enginekit.facts.machine import Machine
@@ -26,9 +25,6 @@ from enginekit.sizing.speed import NO_SPEED, estimate
 from enginekit.sizing.split import Placement, largest
 from enginekit.sizing.stages import allocated_stages, pooled_stages, shard_words, split_words
 from enginekit.sizing.terms import allocated_devices, pooled_devices
-
-_SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
-"""Published formats that GGUF files of the model keep."""
 
 MOST_USERS: Final = 4096
 _STEP: Final = 256
@@ -112,12 +108,7 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
         return own
     if own and is_gguf(own) and "gguf" in policy.formats:
         return own
-    native = weight_format(model.native_format) if model.native_format else None
-    if native is not None and native.format in policy.formats:
-        return model.native_format
-    if "gguf" in policy.formats and model.native_format in _SAME_IN_GGUF:
-        return _SAME_IN_GGUF[model.native_format]
-    return policy.default_quantization
+    return advice.tag_quantization(model, policy)
 
 
 def _with_context(

@@ -109,6 +109,12 @@ class Policy:
     """How it takes a local file with its projector; empty: a file alone has all."""
     repo_option: str = "{name}"
     """How it takes a name: `{name}` and `{quantization}`."""
+    tags: bool = False
+    """Whether a name stands for one quantization: another one is had by `other_option` only."""
+    other_option: str = ""
+    """How it takes the GGUF repository `{name}` where its own name is unknown or is another file."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """GGUF label to the word that files of the model's native format have in their names."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Setting to its spelling on the command line, `{}` for the value. `context` is the tokens of all
     users together where memory is allocated for each; `context_each` those of one."""
@@ -162,6 +168,7 @@ CONTEXT: Final = Policy(
     file_option="-m {}",
     pair_option="-m {} --mmproj {}",
     repo_option="-hf {name}:{quantization}",
+    labels={"MXFP4_MOE": "MXFP4"},  # ggml-org/gpt-oss-20b-GGUF: gpt-oss-20b-mxfp4.gguf
     flags={
         "context": "-c {}",
         "users": "-np {}",
@@ -201,6 +208,8 @@ TIERED: Final = Policy(
     file_option="echo FROM {} | ollama create NAME -f /dev/stdin && ollama run NAME",
     pair_option="printf 'FROM {}\\nFROM {}\\n' | ollama create NAME -f /dev/stdin && ollama run NAME",
     repo_option="ollama run {name}",
+    tags=True,
+    other_option="ollama run hf.co/{name}:{quantization}",
     flags={
         "context_each": "OLLAMA_CONTEXT_LENGTH={}",
         "users": "OLLAMA_NUM_PARALLEL={}",
