@@ -216,6 +216,7 @@ def _llamacpp_compute(line: dict[str, str], model: ModelSpec, cached: Cache) -> 
         slots=slots,
         sliding_cells=cached.sliding_cells,
         flash=line["flash"] == "yes",
+        copies=4 if "pipelined" in line["note"] else 1,
     ).total
     if "experts in host memory" in line["note"]:
         gpu = Gpu(index=0, vendor="nvidia", name="GPU", total_bytes=80 * GIB)

@@ -95,6 +95,9 @@ def test_the_buffer_grows_with_micro_batch_and_pipeline_copies() -> None:
     one = llamacpp_compute(spec, 8192)
     assert llamacpp_compute(spec, 8192, ubatch=2048).total == 4 * one.total
     assert llamacpp_compute(spec, 8192, copies=4).mask == 4 * one.mask
+    # Each further copy of what the GPU before hands over: a row of the hidden width per token.
+    assert llamacpp_compute(spec, 8192, copies=4).passed == 3 * 4 * 512 * spec.hidden
+    assert one.passed == 0
     assert llamacpp_host(spec, 8192)[2] > llamacpp_host(spec, 4096)[2]
 
 

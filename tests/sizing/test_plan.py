@@ -12,6 +12,7 @@ from enginekit.facts.engine import EngineProfile
 from enginekit.facts.machine import Cgroup, Gpu, Machine, Memory
 from enginekit.facts.model import ModelSpec
 from enginekit.hardware import preset, preset_names
+from enginekit.sizing.allocate import Allocation
 from enginekit.sizing.budget import devices, reserve
 from enginekit.sizing.calibration import Measurement, calibrate
 from enginekit.sizing.outcome import Plan
@@ -28,6 +29,7 @@ from enginekit.sizing.policy import (
     Policy,
     policy_of,
 )
+from enginekit.sizing.split import layered
 
 KIB = 1024
 
@@ -345,3 +347,22 @@ def test_what_does_not_fit_has_no_speed() -> None:
     assert found.speed.decode is None
     assert found.speed.prefill is None
     assert found.speed.reason == "it does not fit"
+
+
+def test_only_what_is_wholly_on_gpus_is_pipelined() -> None:
+    """llama.cpp keeps one copy of its inputs where layers or experts are in host memory."""
+    sizer = Allocation(
+        describe("qwen3-30b-a3b"), CONTEXT, devices(preset("4xrtx4090"), CONTEXT), 512
+    )
+    assert sizer.whole(4).copies == 4
+    assert sizer.whole(1).copies == 1
+    assert sizer.without_experts(3).copies == 1
+    assert layered(sizer.n, sizer.devices.gpus, 5).copies == 1
+
+
+def test_a_cuda_context_is_that_of_the_generation() -> None:
+    def context(machine: str) -> int:
+        found = plan(describe("llama3.1-8b"), preset(machine), context=4096).devices[0]
+        return found.terms["runtime"].expected
+
+    assert context("rtx3090") < context("rtx4090") < context("rtx5090")

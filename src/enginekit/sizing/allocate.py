@@ -74,7 +74,9 @@ class Allocation:
         self._rows: dict[tuple[tuple[int, ...], str], tuple[Row, ...]] = {}
         self._alike: dict[tuple[tuple[int, ...], str], list[tuple[Row, list[int]]]] = {}
         self._lines: dict[tuple[Placement, str, str], list[Line]] = {}
-        self._needs: dict[tuple[tuple[int, ...], int, int, str, int, int], tuple[Needs, ...]] = {}
+        self._needs: dict[
+            tuple[tuple[int, ...], int, int, int, str, int, int], tuple[Needs, ...]
+        ] = {}
         self._wholes: list[Placement] = []
         self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
         self._runtimes: dict[tuple[str, tuple[int, int] | None], Triple] = {}
@@ -127,7 +129,8 @@ class Allocation:
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
         copy, image = self.copied(setting.quantization, place), self.projector(setting.quantization)
-        key = (place.bounds, setting.context, setting.users, setting.cache_type, copy, image[1])
+        tokens, users, kind = setting[1:]
+        key = (place.bounds, place.copies, tokens, users, kind, copy, image[1])
         found = self._needs.get(key)
         if found is not None:
             return found
@@ -348,9 +351,7 @@ class Allocation:
         if found is None:
             if moved:
                 base = self._placed(count, first, 0)
-                found = Placement(
-                    gpus=base.gpus, bounds=base.bounds, host_experts=moved, copies=base.copies
-                )
+                found = Placement(gpus=base.gpus, bounds=base.bounds, host_experts=moved)
             else:
                 found = layered(self.n, self.devices.gpus[:count], first)
             self._places[key] = found

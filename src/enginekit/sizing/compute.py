@@ -28,11 +28,13 @@ class Compute:
     """Attention masks, growing with the context."""
     chosen: int = 0
     """Cells that a sparse-attention indexer chose, of every layer."""
+    passed: int = 0
+    """Further copies of what the device before hands over, where micro-batches are pipelined."""
 
     @property
     def total(self) -> int:
         """The buffer: layers and head are never alive together, the rest always is."""
-        return max(self.layers, self.head) + self.mask + self.chosen
+        return max(self.layers, self.head) + self.mask + self.chosen + self.passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,9 @@ def llamacpp_compute(
     if not flash:
         mask *= 2
         layers = max(layers, per_row * (width.without_flash + context * width.heads))
-    return Compute(layers=layers, head=head, mask=mask, chosen=chosen)
+    # 516 MiB on each inner GPU of four for GLM-4.6V (TkskKurumi/llama-server-benchmarks).
+    passed = per_row * spec.hidden * (copies - 1)
+    return Compute(layers=layers, head=head, mask=mask, chosen=chosen, passed=passed)
 
 
 def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple:

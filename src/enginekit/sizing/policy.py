@@ -140,10 +140,10 @@ _LLAMACPP_RUNTIME: Final[Mapping[str, Triple]] = MappingProxyType(
     }
 )
 # A CUDA context holds every kernel that was loaded, compiled for that GPU alone: 297 MiB on an A40
-# (driver against log, build 9665), 313 on an RTX 3090, 451-456 on RTX 4090 (issue 15860), 705-712
+# (driver against log, build 9665), 313 on an RTX 3090, 252-254 on four RTX 3080 (b7500), 451-456 on RTX 4090 (issue 15860), 705-712
 # and 749 on RTX PRO 6000 (breakdowns of loads of 58 and 82 GB, issue 27953).
 _CUDA_CONTEXTS: Final[Mapping[tuple[int, int], Triple]] = MappingProxyType(
-    {(8, 6): _mib(280, 310, 460), (8, 9): _mib(430, 455, 560), (12, 0): _mib(680, 712, 800)}
+    {(8, 6): _mib(240, 305, 460), (8, 9): _mib(430, 455, 560), (12, 0): _mib(680, 712, 800)}
 )
 _ANY_GPU: Final[Mapping[str, Backend]] = MappingProxyType(
     {"nvidia": "cuda", "amd": "vulkan", "intel": "vulkan", "apple": "metal", "other": "vulkan"}

@@ -22,7 +22,7 @@ class Placement:
     bounds: tuple[int, ...]
     host_experts: int = 0
     copies: int = 1
-    """Copies of inputs that llama.cpp keeps for pipelining: 4 over several GPUs."""
+    """Copies of inputs that llama.cpp keeps for pipelining: 4 over several GPUs that hold all."""
     room: int = field(init=False)
     """What its GPUs can hold together."""
 
@@ -63,7 +63,9 @@ def layered(
         running += budget
         bounds.append(min(first - (-running * units // total), n_layers))
     bounds.append(n_layers)
-    return Placement(gpus=gpus, bounds=tuple(bounds), host_experts=host_experts, copies=4)
+    # With layers or experts in host memory there is no pipeline (llama-context.cpp).
+    copies = 1 if first or host_experts else 4
+    return Placement(gpus=gpus, bounds=tuple(bounds), host_experts=host_experts, copies=copies)
 
 
 def gpu_counts(available: int) -> tuple[int, ...]:
