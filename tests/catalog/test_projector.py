@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from enginekit.catalog import describe, describe_file, describe_ollama
+from enginekit.catalog import _tower, describe, describe_file, describe_ollama, hf_config
 from enginekit.catalog._projector import projector_beside
+from enginekit.catalog._summary import with_weights
+from tests.catalog.configs import CATALOG
 from tests.catalog.gguf_keys import keys_of
 from tests.catalog.gguf_writer import header
 from tests.catalog.test_gguf import LLAMA, TABLE
@@ -67,3 +69,89 @@ def test_a_projector_inside_the_file_is_the_catalogs() -> None:
     assert spec.projector_bytes == 2 * describe("gemma3-4b").tower_params
     blind = shown("gemma3-4b") | {"capabilities": ["completion"]}
     assert describe_ollama(blind, "gemma3:4b", size=3_338_801_804).projector_bytes == 0
+
+
+SIGLIP = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "image_size": 896,
+    "patch_size": 14,
+}  # fmt: skip
+MERGER = {
+    "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "patch_size": 16,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 2304,
+}  # fmt: skip
+SMALL = MERGER | {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
+DEEP = {"deepstack_visual_indexes": [8, 16, 24]}
+GEMMA4 = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "patch_size": 16,
+    "position_embedding_size": 10240,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "block"),
+    [
+        ("gemma3-4b", "gemma3", SIGLIP),
+        ("gemma3-27b", "gemma3", SIGLIP),
+        (
+            "qwen2.5-vl-7b",
+            "qwen2_5_vl",
+            {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "patch_size": 14},
+        ),
+        ("qwen3-vl-8b", "qwen3_vl", MERGER | DEEP),
+        ("qwen3-vl-2b", "qwen3_vl", SMALL | DEEP),
+        ("qwen3.5-27b", "qwen3_5", MERGER),
+        ("qwen3.5-4b", "qwen3_5", SMALL),
+        (
+            "ministral3-8b",
+            "mistral3",
+            {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+             "patch_size": 14, "image_size": 1540},
+        ),
+        (
+            "llama4-scout-109b",
+            "llama4",
+            {"hidden_size": 1408, "intermediate_size": 5632, "num_hidden_layers": 34,
+             "patch_size": 14, "image_size": 336, "projector_output_dim": 4096},
+        ),
+        (
+            "kimi-k2.5",
+            "kimi_k25",
+            {"vt_hidden_size": 1152, "vt_intermediate_size": 4304, "vt_num_hidden_layers": 27,
+             "patch_size": 14},
+        ),
+        ("gemma4-31b", "gemma4", GEMMA4),
+    ],
+)  # fmt: skip
+def test_a_tower_is_counted_from_its_block(
+    name: str, model_type: str, block: dict[str, Any]
+) -> None:
+    known = describe(name)
+    assert _tower.vision(block, model_type, known.hidden) == pytest.approx(
+        known.tower_params, rel=0.002
+    )
+
+
+def test_a_tower_that_hears_is_counted_too() -> None:
+    known = describe("gemma4-e4b")
+    block = GEMMA4 | {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16}
+    found = _tower.vision(block, "gemma4", known.hidden)
+    hearing = {"hidden_size": 1024, "num_hidden_layers": 12, "output_proj_dims": 1536}
+    found += _tower.audio(hearing, "gemma4", known.hidden)
+    assert found == pytest.approx(known.tower_params, rel=0.002)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [{}, {"depth": 27}, MERGER | {"depth": -1}, MERGER | {"hidden_size": 1 << 60},
+     MERGER | {"intermediate_size": None}, MERGER | {"depth": "27"}, MERGER | {"depth": True}],
+)  # fmt: skip
+def test_a_block_that_says_too_little_counts_nothing(block: dict[str, Any]) -> None:
+    assert _tower.vision(block, "qwen3_vl", 4096) == 0
+
+
+def test_a_config_alone_tells_the_tower_and_headers_overrule_it() -> None:
+    config = CATALOG["qwen3.5-27b"] | {"vision_config": MERGER}
+    spec = hf_config.to_spec(config, name="x")
+    assert spec.tower_params == pytest.approx(describe("qwen3.5-27b").tower_params, rel=0.002)
+    bare = with_weights(spec, [], 0)
+    assert (bare.projector_bytes, bare.tower_params) == (0, 0)

@@ -24,6 +24,8 @@ def with_weights(spec: ModelSpec, tensors: Iterable[StoredTensor], on_disk: int)
         weight_bytes=parts["text"],
         mtp_bytes=parts["mtp"],
         projector_bytes=parts["projector"],
+        # Counted: what the config tells of a tower that is not there is of no account.
+        tower_params=0,
         file_bytes=on_disk,
         tied_embeddings=tied,
         provenance=MappingProxyType(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from enginekit.catalog import _layout
+from enginekit.catalog import _layout, _tower
 from enginekit.catalog._hf_families import (
     ARCHITECTURES,
     AUDIO_KEYS,
@@ -111,6 +111,7 @@ def to_spec(
         tied_embeddings=tied or embedding,
         causal=not embedding,
         mtp_layers=keys.number("num_nextn_predict_layers", "mtp_num_hidden_layers", limit=64),
+        tower_params=_towers(config, hidden),
         format="mlx" if label.startswith("mlx-") else "safetensors",
         quantization=label,
         names=ModelNames(hf=name if "/" in name else ""),
@@ -134,6 +135,17 @@ def to_spec(
         params_total=tensors.parameters(spec),
         params_active=tensors.active_parameters(spec),
     )
+
+
+def _towers(config: Mapping[str, Any], hidden: int) -> int:
+    """Parameters that see and hear; 0 without, and where the blocks do not say enough."""
+    kind = config.get("model_type")
+    found = 0
+    for keys, count in ((VISION_KEYS, _tower.vision), (AUDIO_KEYS, _tower.audio)):
+        block = next((block for key in keys if isinstance(block := config.get(key), Mapping)), None)
+        if block is not None:
+            found += count(block, kind if isinstance(kind, str) else "", hidden)
+    return found
 
 
 def _flatten(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:

@@ -414,5 +414,5 @@ def _images(sizer: Sizer, setting: Setting, model: ModelSpec) -> Iterator[str]:
         yield f"for text only: images would need a projector of {size:.2f} GiB and working memory"
     elif model.projector_files and sizer.policy.images == "file":
         yield "for text only: llama.cpp has no projector for this model"
-    elif model.capabilities.vision and sizer.policy.images == "file":
+    elif model.capabilities.vision and sizer.policy.images != "none" and not model.weights:
         yield "the projector's size is not known: images need more than is counted here"
