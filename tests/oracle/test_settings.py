@@ -1,6 +1,6 @@
 """Settings that people give llama-server, against its own plan: our cache and compute buffer.
 
-One model of each kind of layout in the usual run, all of them under `ENGINEKIT_SOAK=1`.
+One model of each kind of layout in the usual run, one of each architecture under `ENGINEKIT_SOAK=1`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from enginekit.sizing.kv_cache import llamacpp_cache, llamacpp_refusal
 from enginekit.sizing.weights import weights
 from tests.oracle.conftest import needs_llamacpp
 from tests.oracle.log import MIB, Breakdown
-from tests.oracle.models import specs
+from tests.oracle.models import one_per_architecture, specs
 from tests.oracle.run import Order, ask
 from tests.support.headers import header_of, write
 from tests.support.soak import SOAK
@@ -35,7 +35,7 @@ KINDS = {
     "state alone": "mamba2-2.7b",
     "encoder": "nomic-embed-text-v1.5",
 }
-CHOSEN = sorted(specs()) if SOAK else sorted(KINDS.values())
+CHOSEN = sorted({*KINDS.values(), *(one_per_architecture() if SOAK else ())})
 CONTEXT = 10000
 """No multiple of what llama.cpp rounds to."""
 

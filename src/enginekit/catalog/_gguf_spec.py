@@ -16,11 +16,13 @@ from enginekit.catalog import _layout
 from enginekit.catalog._families import (
     DEFAULT_WINDOW,
     DENSE_FIRST,
+    DIFFUSION,
     ENCODERS,
     GDN,
     HYBRID,
     KNOWN,
     LATENT,
+    PERIODIC,
     RECURRENT_ONLY,
     VISION,
 )
@@ -109,7 +111,7 @@ def to_spec(header: GgufHeader, *, name: str = "") -> ModelSpec:
         recurrent=recurrent,
         per_layer_embedding=keys.one("embedding_length_per_layer_input", limit=1 << 16),
         tied_embeddings="output.weight" not in tensors and bool(tensors),
-        causal=architecture not in ENCODERS,
+        causal=architecture not in ENCODERS | DIFFUSION,
         mtp_layers=total_layers - count,
         format="gguf",
         quantization=_label(metadata.get("general.file_type"), kept),
@@ -258,8 +260,9 @@ def _recurrent(
     kv = keys.many("attention.head_count_kv", 1, count)
     if architecture in RECURRENT_ONLY or architecture == "falcon-h1":
         flags = (True,) * count
-    elif architecture in GDN:
-        period = keys.one("full_attention_interval", 4, limit=_layout.MAX_LAYERS)
+    elif architecture in PERIODIC:
+        usual = PERIODIC[architecture]
+        period = keys.one("full_attention_interval", usual, limit=_layout.MAX_LAYERS)
         flags = keys.flags("attention.recurrent_layers", count) or _layout.every(count, period)
     else:
         ffn = keys.many("feed_forward_length", 0, count, 1 << 22)
@@ -289,6 +292,11 @@ def _state(keys: Keys, architecture: str) -> Recurrent:
             heads=keys.one("attention.head_count", limit=1 << 16),
             head_dim=keys.one("kda.head_dim", 128, limit=1 << 12),
             conv=conv,
+        )
+    if architecture == "minimax-01":
+        return _layout.lightning(
+            heads=keys.one("attention.head_count", limit=1 << 16),
+            head_dim=keys.one("attention.key_length", limit=1 << 16),
         )
     rank = keys.one("ssm.time_step_rank", limit=1 << 20)
     one_group = architecture in ("mamba", "jamba")
@@ -354,7 +362,7 @@ def _layers(
             indexer=_indexer(keys, count, weights),
             moe=_moe(keys, count, weights),
             dense_beside_moe=_dense_beside(weights),
-            causal=architecture not in ENCODERS,
+            causal=architecture not in ENCODERS | DIFFUSION,
         )
     )
 

@@ -64,7 +64,7 @@ class Allocation:
         self.n = max(spec.n_layers, 1)
         self.sized = bool(spec.layers)
         serves = spec.capabilities
-        self.embeds = bool(serves.embedding or serves.rerank) or not spec.causal
+        self.embeds = bool(serves.embedding or serves.rerank)
         self.flash = True
         self.calibration = NONE
         self._tables: dict[str, WeightTable] = {}

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from enginekit.facts.model import ModelSpec
+from enginekit.facts.model import Layer, Mla, ModelSpec
 from enginekit.sizing.kinds import kinds
+from enginekit.sizing.kv_cache import NO_FLASH
 from enginekit.sizing.policy import ALL_LOGITS, MIB, Policy, Triple
 from enginekit.sizing.traits import PLAIN, TRAITS
 
@@ -65,17 +66,26 @@ INDEXER_TOP: Final = 2048
 """Cells per token that the indexers of DeepSeek-V3.2 and GLM-5 choose."""
 
 
+_ROWS: Final = {"rwkv7": 20.15, "arwkv7": 25.6}
+"""Rows of the hidden width that RWKV-7 keeps alive (measured on one model each)."""
+
+
+_STREAMS: Final = {"gemma3n": 4}
+"""Parallel residual streams (AltUp)."""
+
+
 @lru_cache(maxsize=1024)
 def _widths(spec: ModelSpec) -> _Widths:
     hidden, experts = spec.hidden, spec.experts
-    widest = 5 * hidden
+    widest = max(5 * hidden, int(_ROWS.get(spec.architecture, 0) * hidden))
     plain = 0
     traits = TRAITS.get(spec.architecture, PLAIN)
     gated, rows_kept = traits.gated_ffn, 6 if traits.parallel else 5
     for layer, _ in kinds(spec):
         if layer.ffn:
             # Without a gate one matrix is alive less, and its product is activated in place.
-            widest = max(widest, rows_kept * hidden + (3 if gated else 1) * layer.ffn)
+            rest = rows_kept * hidden + _stacked(spec, layer, layer.ffn)
+            widest = max(widest, rest + (3 if gated else 1) * layer.ffn)
         if layer.moe and experts is not None:
             inner = experts.latent or hidden
             used = (3 if gated and experts.gated else 1) * experts.used * experts.ffn
@@ -84,9 +94,9 @@ def _widths(spec: ModelSpec) -> _Widths:
             rows = 0 if fits else experts.used * inner
             if experts.used == 1:
                 rows = max(rows, hidden)  # a sum of one is copied
-            widest = max(widest, 5 * hidden + used + rows)
-        if layer.attention == "mla":
-            attention = 5 * hidden + 1344 * layer.heads
+            widest = max(widest, 5 * hidden + used + rows + _stacked(spec, layer, rows or used))
+        if layer.attention == "mla" and spec.mla is not None:
+            attention = 5 * hidden + _latent(spec.mla) * layer.heads
             widest, plain = max(widest, attention), max(plain, attention)
         elif layer.heads:
             wide = max(hidden, layer.heads * layer.key_dim)
@@ -114,6 +124,20 @@ def _widths(spec: ModelSpec) -> _Widths:
         latent=spec.heads * mla.kv_lora_rank,
         query=spec.heads * (mla.nope_dim + mla.rope_dim),
     )
+
+
+def _stacked(spec: ModelSpec, layer: Layer, matrix: int) -> int:
+    """Elements per token that inputs of several widths add: those of images for the first layers
+    (Qwen3-VL), or parallel streams (Gemma 3n). Measured; text alone has them too."""
+    traits = TRAITS.get(spec.architecture, PLAIN)
+    if traits.deepstack:
+        return (1 + traits.deepstack) * spec.hidden + matrix + layer.heads * layer.key_dim
+    return _STREAMS.get(spec.architecture, 0) * spec.hidden
+
+
+def _latent(mla: Mla) -> int:
+    """Elements per token and head while a latent layer attends: query, output and their halves."""
+    return mla.cached + mla.kv_lora_rank + mla.nope_dim + mla.value_dim
 
 
 def _recurrent(spec: ModelSpec) -> tuple[int, int]:
@@ -161,6 +185,7 @@ def llamacpp_compute(
         copies: 4 where layers are split over several GPUs (pipeline parallelism).
     """
     width = _widths(spec)
+    flash = flash and spec.architecture not in NO_FLASH
     per_row = 4 * ubatch
     layers = per_row * (width.layer + width.layer_embedding)
     layers = max(layers, per_row * width.recurrent + slots * width.slot)
@@ -199,8 +224,8 @@ def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple
 
 def usual_ubatch(spec: ModelSpec, policy: Policy) -> int:
     """The micro-batch that an engine, or the command of a plan, takes for a model."""
-    embedding = spec.capabilities.embedding or not spec.causal
-    return policy.embedding_ubatch if embedding and policy.embedding_ubatch else policy.ubatch
+    own = policy.embedding_ubatch if spec.capabilities.embedding else 0
+    return own or policy.ubatch
 
 
 def rows_of(policy: Policy, smallest_gpu: int) -> tuple[int, int]:

@@ -56,10 +56,19 @@ LLAMACPP_WINDOWED: Final[Mapping[str, int]] = MappingProxyType(
         "gemma-embedding": 6,
         "modern-bert": 3,
         "laguna": 4,
+        "granite_swa": 4,
+        "cohere2moe": 4,
+        "mellum": 4,
+        "plamo3": 8,
+        "mimo2": 6,
+        "step35": 4,
     }
 )
 """Architectures whose sliding window llama.cpp honours, and every which layer is full if the file
 does not say. Elsewhere (Mistral 7B v0.1, Phi-3) it allocates the whole context; vLLM does not."""
+
+NO_FLASH: Final = frozenset(("grok",))
+"""Architectures for which llama.cpp turns flash attention off (`llama_init_from_model`)."""
 
 PADDING: Final = 256
 """llama.cpp rounds every cell count up to this."""
@@ -115,7 +124,7 @@ def llamacpp_refusal(spec: ModelSpec, cache_type: str, *, flash: bool = True) ->
     elements = CACHE_TYPES[cache_type][0] if cache_type in CACHE_TYPES else 1
     if elements == 1:
         return ""
-    if not flash:
+    if not flash or spec.architecture in NO_FLASH:
         return f"llama.cpp refuses a {cache_type} cache without flash attention"
     for layer, _ in kinds(spec):
         odd = [dim for dim in (layer.key_dim, layer.value_dim) if dim % elements]

@@ -52,6 +52,8 @@ class Traits:
     full_gate: bool = False
     """The output gate of delta attention is one full matrix, not two of low rank, and latent
     attention has such a gate as well (Kimi K3)."""
+    deepstack: int = 0
+    """First layers that get features of an image added to their output (Qwen3-VL)."""
     separate_ba: bool = True
     """GDN's beta and alpha in two tensors (Qwen3.5) or one (Qwen3-Next)."""
 
@@ -77,8 +79,8 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "qwen2vl": Traits(qkv_bias=True),
         "qwen3": _QWEN3,
         "qwen3moe": _QWEN3,
-        "qwen3vl": _QWEN3,
-        "qwen3vlmoe": _QWEN3,
+        "qwen3vl": replace(_QWEN3, deepstack=3),
+        "qwen3vlmoe": replace(_QWEN3, deepstack=3),
         "qwen3next": Traits(head_norms=2, gated_query=True, separate_ba=False, shared_gate=True),
         "qwen35": Traits(head_norms=2, gated_query=True),
         "qwen35moe": Traits(head_norms=2, gated_query=True, shared_gate=True),
@@ -133,6 +135,15 @@ TRAITS: Final[Mapping[str, Traits]] = MappingProxyType(
         "gpt2": replace(_FUSED_BIASED, positions=True),
         "jamba": Traits(),
         "deci": Traits(),
+        "arcee": Traits(gated_ffn=False),
+        "apertus": Traits(gated_ffn=False, head_norms=2),
+        "jais2": Traits(gated_ffn=False, bias=True, qkv_bias=True, norms=4, outer_norms=2),
+        "starcoder": replace(_FUSED_BIASED, positions=True),
+        "codeshell": _FUSED_BIASED,
+        "nomic-bert-moe": Traits(gated_ffn=False, fused_qkv=True, norms=4, outer_norms=2),
+        "jina-bert-v3": Traits(
+            gated_ffn=False, fused_qkv=True, bias=True, qkv_bias=True, norms=4, outer_norms=2
+        ),
         "bert": _BERT,
         "nomic-bert": Traits(fused_qkv=True, norms=4, outer_norms=2, token_types=True),
     }
