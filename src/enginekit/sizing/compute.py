@@ -224,7 +224,8 @@ def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple
 
 def usual_ubatch(spec: ModelSpec, policy: Policy) -> int:
     """The micro-batch that an engine, or the command of a plan, takes for a model."""
-    own = policy.embedding_ubatch if spec.capabilities.embedding else 0
+    serves = spec.capabilities
+    own = policy.embedding_ubatch if serves.embedding or serves.rerank else 0
     return own or policy.ubatch
 
 
