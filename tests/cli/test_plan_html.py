@@ -10,6 +10,7 @@ import struct
 import subprocess
 import threading
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -287,3 +288,38 @@ def test_model_and_machine_are_looked_at_once_for_all_of_a_page(tmp_path: Path) 
     assert main(["plan", "llama3.1", "--hardware", str(pipe), "--html", str(page)]) == 0
     writer.join()
     assert "Context length against memory" in page.read_text()
+
+
+def test_an_encoder_reads_and_writes_no_tokens() -> None:
+    page = page_of("encoder")
+    assert "tokens/s read" in page
+    assert "full context" not in page
+    assert "Context length against speed" not in page
+
+
+def test_what_is_not_known_is_a_range_on_the_page_too() -> None:
+    """The curve of an unknown layout may not be narrower than what is known of its cache."""
+    spec = planning.model_of("llama3.2-1b")
+    layers = tuple(replace(layer, attention="unknown") for layer in spec.layers)
+    odd = replace(spec, layers=layers, known_layout=False, architecture="odd")
+    made = planning.plan(odd, hardware="rtx4090", context=131072)
+    speed = made.speed
+    assert speed.decode is not None
+    assert speed.decode_full is not None
+    assert speed.decode_full.high == speed.decode.high
+    assert speed.decode_full.low < speed.decode_full.expected / 2
+    page = _plan_html.page(made.to_dict())
+    assert re.search(r"full context</span><b>\d+ \(\d+ to \d+\)</b>", page)
+    assert "unknown attention layout" in page
+
+
+def test_contexts_that_are_close_are_not_written_over_each_other() -> None:
+    line = Line(css="cache", label="x", points=[(2**n, n) for n in range(11, 18)] + [(35072, 15)])
+    drawn = _charts.curves([line], label="x", unit="GiB", here=35072)
+    assert ">34.2k<" in drawn
+    assert ">32k<" not in drawn
+    assert ">16k<" in drawn
+
+
+def test_words_of_the_command_stay_whole() -> None:
+    assert "<span>-np</span> <span>1</span>" in page_of("one GPU")

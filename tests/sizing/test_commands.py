@@ -69,3 +69,16 @@ def test_what_the_hub_has_in_several_files_only_is_said() -> None:
 def test_a_reranker_is_started_as_one() -> None:
     for name in ("qwen3-reranker-0.6b", "bge-reranker-v2-m3"):
         assert "--reranking" in plan(describe(name), preset("rtx3090"), policy=CONTEXT).command
+
+
+def test_some_of_several_gpus_are_named_or_llama_cpp_takes_them_all() -> None:
+    spec = describe("llama3.1-70b")
+    made = plan(spec, preset("8xrtx4090"), context=8192)
+    assert made.where == "several GPUs"
+    assert " -dev CUDA0,CUDA1" in made.command
+    assert len([device for device in made.devices if device.index >= 0]) == 2
+    assert "-dev" not in plan(spec, preset("2xrtx4090"), context=8192).command
+    mixed = preset("2xrtx4090")
+    other = replace(preset("rtx3090").gpus[0], index=1)
+    mixed = replace(mixed, gpus=(mixed.gpus[0], other))
+    assert "-dev" not in plan(describe("llama3.1-8b"), mixed, context=8192).command

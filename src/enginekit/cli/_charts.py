@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 WIDTH, NARROW = 720, 360
 _TOP, _BOTTOM = 28, 40
+_APART = 30
+"""Points between two names of contexts that can be read apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +151,11 @@ def _curves(
             f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         out.append(f'<text class="axis end" x="{left - 8}" y="{y + 4:.1f}">{mark:g}</text>')
+    # The plan's own context is named, and no other so close that the two could not be read.
     out.extend(
         f'<text class="axis mid" x="{across(x):.1f}" y="{height - 20}">{tokens(x)}</text>'
         for x in every
+        if here is None or x == here or abs(across(x) - across(here)) >= _APART
     )
     out.append(
         f'<text class="axis mid name" x="{width / 2}" y="{height - 3}">context, tokens</text>'

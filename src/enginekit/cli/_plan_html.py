@@ -31,6 +31,7 @@ h1{font-size:1.45rem;line-height:1.3;margin:0 0 4px}h2{font-size:1.05rem;margin:
 p{margin:4px 0}.soft{color:var(--soft)}.bad{color:var(--bad)}
 svg{display:block;width:100%;height:auto;margin:2px 0 6px}
 svg text{font:12px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--soft)}
+svg text.axis{paint-order:stroke;stroke:var(--ground);stroke-width:4px;stroke-linejoin:round}
 svg text.in{fill:var(--in);text-anchor:middle;font-weight:600;pointer-events:none}
 svg text.free-in,svg text.margin-in{fill:var(--soft);font-weight:400}
 svg text.mid{text-anchor:middle}svg text.end{text-anchor:end}
@@ -43,6 +44,7 @@ th{color:var(--soft);font-weight:500}th:first-child,td:first-child{text-align:le
 td.words,th.words{text-align:left}.scroll{overflow-x:auto}
 pre{background:var(--free);border:1px solid var(--line);border-radius:6px;padding:10px 12px;
 white-space:pre-wrap;overflow-wrap:anywhere}
+pre span{display:inline-block;max-width:100%}
 .key{display:flex;flex-wrap:wrap;gap:4px 16px;color:var(--soft);font-size:.87rem}
 .key i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:6px}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:16px 0}
@@ -111,7 +113,11 @@ def _rate(rate: Mapping[str, float] | None) -> str:
     if rate is None:
         return "unknown"
     digits = 0 if rate["expected"] >= 10 else 1
-    return f"{rate['expected']:.{digits}f}"
+    shown = f"{rate['expected']:.{digits}f}"
+    if rate["high"] > 3 * max(rate["low"], 0.01):
+        # A wide range is what is known, and not the number in its middle.
+        shown += f" ({rate['low']:.{digits}f} to {rate['high']:.{digits}f})"
+    return shown
 
 
 def _facts(plan: Document) -> str:
@@ -122,12 +128,14 @@ def _facts(plan: Document) -> str:
         ("largest context" + free, f"{plan['largest_context']} tokens" if largest else "none"),
         ("users at this context" + free, str(plan["most_users"] or "none")),
     ]
-    if plan["verdict"] != "no":
+    reads = speed["decode"] is None and speed["prefill"] is not None
+    if plan["verdict"] != "no" and not reads:
         rows += [
             ("tokens/s, short context", _rate(speed["decode"])),
             ("tokens/s, full context", _rate(speed["decode_full"])),
-            ("prompt tokens/s", _rate(speed["prefill"])),
         ]
+    if plan["verdict"] != "no":
+        rows.append(("tokens/s read" if reads else "prompt tokens/s", _rate(speed["prefill"])))
     cells = "".join(
         f"<div><span class=soft>{escape(name)}</span><b>{escape(value)}</b></div>"
         for name, value in rows
@@ -331,4 +339,6 @@ def _fixes(plan: Document) -> str:
 def _command(plan: Document) -> str:
     if plan["verdict"] == "no" or not plan["command"]:
         return ""
-    return f"<h2>Command</h2><pre>{escape(plan['command'])}</pre>"
+    # Words stay whole where they can: a line that begins with the second half of -np misleads.
+    words = " ".join(f"<span>{escape(word)}</span>" for word in plan["command"].split(" "))
+    return f"<h2>Command</h2><pre>{words}</pre>"

@@ -354,12 +354,14 @@ def _rate(rate: Rate | None) -> str:
 
 def _speed(made: Plan) -> str:
     speed = made.speed
-    parts = [f"{_rate(speed.decode)} tokens/s"]
+    # An encoder reads, and writes nothing.
+    reads = speed.decode is None and speed.prefill is not None
+    parts = [] if reads else [f"{_rate(speed.decode)} tokens/s"]
     if speed.decode_full is not None:
-        parts.append(f"{speed.decode_full.expected:.3g} with the context full")
+        parts.append(f"{_rate(speed.decode_full)} with the context full")
     if made.users > 1:
         parts.append(f"{_rate(speed.decode_total)} for all users")
-    parts.append(f"prompt {_rate(speed.prefill)} tokens/s")
+    parts.append(f"{'reads' if reads else 'prompt'} {_rate(speed.prefill)} tokens/s")
     low, expected, high = speed.load_seconds
     parts.append(f"load {expected:.0f} s ({low:.0f}-{high:.0f})")
     return "; ".join(parts) + f" [{speed.reason}]"

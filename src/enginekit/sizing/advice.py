@@ -108,7 +108,7 @@ def _refused(sizer: Sizer, cache_type: str) -> bool:
 
 
 def _flag(flags: Mapping[str, str], name: str, value: str) -> str:
-    return flags.get(name, "").format(value)
+    return flags.get(name, "").format(value) if value else ""
 
 
 def _window(sizer: Sizer, context: int, users: int) -> str:
@@ -293,6 +293,8 @@ def command(
             parts.append(
                 flags.get("all_layers", "") if whole else _flag(flags, "layers", str(kept))
             )
+        if 0 < len(place.gpus) < len(sizer.devices.gpus):
+            parts.append(_flag(flags, "devices", _device_names(sizer, place)))
         if sizer.devices.gpus and not place.gpus and sizer.projector(setting.quantization)[2]:
             parts.append(flags.get("host_projector", ""))
         if sizer.ubatch != policy.ubatch:
@@ -326,6 +328,18 @@ def command(
     else:
         shown = _by_name(policy, model, setting.quantization)
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
+
+
+def _device_names(sizer: Allocation, place: Placement) -> str:
+    """Some of several equal GPUs as llama.cpp's `--list-devices` has them; else it takes them all.
+
+    CUDA counts what it sees, fastest first: only of equal cards without a gap is the number known.
+    """
+    every = sizer.devices.gpus
+    alike = len({gpu.name for gpu in every}) == 1 and every[0].backend == "cuda"
+    if not alike or {gpu.index for gpu in every} != set(range(len(every))):
+        return ""
+    return ",".join(f"CUDA{gpu.index}" for gpu in sorted(place.gpus, key=lambda gpu: gpu.index))
 
 
 def _by_name(policy: Policy, model: ModelSpec, label: str) -> str:

@@ -98,7 +98,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Rooflines times measured efficiency; None where a bandwidth or rate is unknown."""
+    """Rooflines times measured efficiency; None where a bandwidth or rate is unknown, and for what an
+    encoder does not do."""
 
     decode: Rate | None
     """Tokens per second of one stream with a short past."""

@@ -120,10 +120,17 @@ def estimate(
         wide: whether 16- or 8-bit matrix units do the prompt (pool engines).
     """
     reached = [efficiency(stage, spec, quantization) for stage in stages]
-    decode = total = _rate(spec, stages, reached, min(context, 512), 1)
-    full = _rate(spec, stages, reached, context, 1)
-    if users > 1:
-        total = _rate(spec, stages, reached, context // 2, users)
+    decode = total = full = None
+    if spec.causal:  # an encoder reads, and writes no tokens
+        decode = total = _rate(spec, stages, reached, min(context, 512), 1)
+        full = _rate(spec, stages, reached, context, 1)
+        if users > 1:
+            total = _rate(spec, stages, reached, context // 2, users)
+    if not spec.known_layout and full is not None and decode is not None:
+        # The cache may be nothing, or that of every query head.
+        most = context * max(spec.heads, 1) // max(spec.kv_heads, 1)
+        slowest = _rate(spec, stages, reached, most, 1) or full
+        full = Rate(low=slowest.low, expected=full.expected, high=decode.high)
     seconds = tuple(
         load_bytes / _SSD[2 - i] + load_bytes / _PCIE[2 - i] + startup[i] for i in range(3)
     )
