@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from enginekit.cli import main
 from enginekit.errors import ConfigError
 from enginekit.facts.machine import known_by
-from enginekit.hardware import machine_from_dict, machine_from_file, preset, preset_names
+from enginekit.hardware import (
+    machine_from_dict,
+    machine_from_file,
+    preset,
+    preset_names,
+    presets,
+)
 from enginekit.kit import planning
 
 GIB = 1024**3
@@ -95,9 +101,116 @@ def test_what_a_preset_offers(
         assert gpu.bandwidth_bytes_per_second == (gigabytes_per_second or 0) * 10**9
 
 
-def test_names_are_forgiving_about_case_and_spaces():
-    assert preset(" RTX4090 ") == preset("rtx4090")
-    assert preset("M3 Max 128") == preset("m3-max-128")
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (" RTX4090 ", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("rtx_5060_ti_16", "rtx5060ti-16"),
+        ("RTX 3060", "rtx3060-12"),
+        ("RTX PRO 6000", "rtx-pro-6000"),
+        ("Radeon RX 7900 XTX", "rx7900xtx"),
+        ("2x RTX 3090", "2xrtx3090"),
+        ("8 x H100", "8xh100"),
+        ("v100", "v100-16"),
+        ("A100 80GB", "a100-80"),
+        ("MI250", "mi250x"),
+        ("DGX Spark", "gb10"),
+        ("dgx-h100", "8xh100"),
+        ("Strix Halo", "strix-halo-128"),
+        ("Arc B580", "arc-b580"),
+        ("M3 Max 128", "m3-max-128"),
+        ("Apple M4 Pro 48", "m4-pro-48"),
+        ("Mac Studio", "m3-ultra-96"),
+        ("Raspberry Pi 5 8", "raspberry-pi-5"),
+        ("Jetson AGX Orin", "jetson-agx-orin-64"),
+        ("Standard_NC24ads_A100_v4", "standard_nc24ads_a100_v4"),
+    ],
+)
+def test_names_are_forgiving(written: str, meant: str):
+    assert preset(written) == preset(meant)
+
+
+def test_every_spelling_means_one_machine():
+    rows = presets._rows()
+    spellings = [presets._squeezed(name) for name in rows]
+    spellings += [
+        presets._squeezed(other)
+        for row in rows.values()
+        for other in row["aliases"].split(";")
+        if other
+    ]
+    assert len(spellings) == len(set(spellings))
+
+
+# From the vendors' data sheets, not from our table: GB as marketed, GB/s, compute capability.
+@pytest.mark.parametrize(
+    ("name", "gigabytes", "bandwidth", "capability"),
+    [
+        ("rtx3060-12", 12, 360, (8, 6)),
+        ("rtx3090", 24, 936, (8, 6)),
+        ("rtx4060ti-16", 16, 288, (8, 9)),
+        ("rtx4090", 24, 1008, (8, 9)),
+        ("rtx5060ti-16", 16, 448, (12, 0)),
+        ("rtx5070ti", 16, 896, (12, 0)),
+        ("rtx5080", 16, 960, (12, 0)),
+        ("rtx5090", 32, 1792, (12, 0)),
+        ("rtx-pro-6000", 96, 1792, (12, 0)),
+        ("t4", 16, 320, (7, 5)),
+        ("v100-16", 16, 900, (7, 0)),
+        ("a10g", 24, 600, (8, 6)),
+        ("l4", 24, 300, (8, 9)),
+        ("l40s", 48, 864, (8, 9)),
+        ("a100-40", 40, 1555, (8, 0)),
+        ("a100-80", 80, 2039, (8, 0)),
+        ("h100", 80, 3350, (9, 0)),
+        ("h100-nvl", 94, 3938, (9, 0)),
+        ("h200", 141, 4800, (9, 0)),
+        ("b200", 180, 7700, (10, 0)),
+        ("b300", 268, 7750, (10, 3)),
+        ("mi210", 64, 1638, None),
+        ("mi300x", 192, 5300, None),
+        ("mi325x", 256, 6000, None),
+        ("mi355x", 288, 8000, None),
+        ("rx7900xtx", 24, 960, None),
+        ("rx9070xt", 16, 640, None),
+        ("arc-b580", 12, 456, None),
+        ("arc-a770-16", 16, 560, None),
+    ],
+)
+def test_cards_are_those_of_the_data_sheets(
+    name: str, gigabytes: int, bandwidth: int, capability: tuple[int, int] | None
+):
+    (gpu,) = preset(name).gpus
+    assert gpu.total_bytes is not None
+    assert gpu.bandwidth_bytes_per_second is not None
+    # Drivers keep up to 7 per cent of GDDR with ECC on; HBM sheets count GB, drivers GiB.
+    assert 0.93 * gigabytes * GIB <= gpu.total_bytes <= 1.003 * gigabytes * GIB
+    assert gpu.bandwidth_bytes_per_second == pytest.approx(bandwidth * 10**9, rel=0.01)
+    assert gpu.compute_capability == capability
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "card", "ram", "threads"),
+    [
+        ("g5.xlarge", 1, "A10G", 16, 4),
+        ("g6.12xlarge", 4, "L4", 192, 48),
+        ("p4d.24xlarge", 8, "A100", 1152, 96),
+        ("p5.48xlarge", 8, "H100", 2048, 192),
+        ("Standard_NC24ads_A100_v4", 1, "A100", 220, 24),
+        ("a2-highgpu-1g", 1, "A100", 85, 12),
+        ("g2-standard-4", 1, "L4", 16, 4),
+    ],
+)
+def test_machines_of_the_clouds(name: str, count: int, card: str, ram: int, threads: int):
+    machine = preset(name)
+    assert len(machine.gpus) == count
+    assert all(card in gpu.name for gpu in machine.gpus)
+    assert machine.memory.total_bytes == ram * GIB
+    assert machine.cpu.logical_cores == threads
+    # A part of a processor has a part of its bandwidth.
+    assert (machine.cpu.bandwidth_bytes_per_second or 0) <= threads * 5 * 10**9
+    assert "of it" in known_by(machine.cpu, "bandwidth_bytes_per_second")
 
 
 @pytest.mark.parametrize(

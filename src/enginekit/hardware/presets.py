@@ -58,24 +58,46 @@ def preset(name: str) -> Machine:
     """The machine of that name.
 
     Args:
-        name: a name of `preset_names()`, with or without `Nx` before it; upper and lower case and
-            spaces do not matter.
+        name: a name of `preset_names()` or another that people use (`dgx-spark`, `GeForce RTX 4090`),
+            with or without `Nx` before it; case, spaces, dashes and underscores do not matter.
 
     Raises:
         ConfigError: no such preset; names the nearest ones.
     """
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if wanted in _rows():
-        return _machine(wanted)
+    found = _spellings().get(_squeezed(wanted))
+    if found is not None:
+        return _machine(found)
     match = _TIMES.fullmatch(wanted)
-    if match is not None and match.group(2) in _rows():
-        return _multiplied(name, int(match.group(1)), _machine(match.group(2)))
+    found = _spellings().get(_squeezed(match.group(2))) if match else None
+    if match is not None and found is not None:
+        return _multiplied(name, int(match.group(1)), _machine(found))
     base = match.group(2) if match else wanted
     near = difflib.get_close_matches(base, list(_rows()), n=4, cutoff=0.4)
     raise ConfigError(
         f"no hardware preset is called {name!r}" + (f"; near: {', '.join(near)}" if near else ""),
         hint="enginekit hardware    (lists them; a file works as well: --hardware FILE)",
     )
+
+
+_MAKERS = re.compile(r"^(?:nvidia|geforce|amd|radeon|instinct|intel|apple|tesla)+")
+
+
+def _squeezed(name: str) -> str:
+    """What is left of a name when makers, case and separators do not count."""
+    plain = re.sub(r"[\s_-]+", "", name.lower())
+    return _MAKERS.sub("", plain) or plain
+
+
+@cache
+def _spellings() -> Mapping[str, str]:
+    """Every spelling, squeezed, to the row's name; a row's own name always wins."""
+    found: dict[str, str] = {}
+    for name, row in _rows().items():
+        for other in filter(None, row["aliases"].split(";")):
+            found.setdefault(_squeezed(other), name)
+    found.update({_squeezed(name): name for name in _rows()})
+    return found
 
 
 def _multiplied(name: str, count: int, machine: Machine) -> Machine:
@@ -232,7 +254,17 @@ def _cpu(row: Mapping[str, str], how: str) -> Cpu:
         how={"*": how},
     )
     if row["gpu_vendor"] != "apple":
-        return tabled(found)
+        known = tabled(found)
+        share, whole = row["bandwidth_share"], known.bandwidth_bytes_per_second
+        if not share or not whole:
+            return known
+        said = known.how.get("bandwidth_bytes_per_second", how)
+        part = f"{said}; {float(share):.0%} of it, as of the processor"
+        return replace(
+            known,
+            bandwidth_bytes_per_second=round(whole * float(share)),
+            how={**known.how, "bandwidth_bytes_per_second": part},
+        )
     chip = apple_row(row["gpu_name"], int(row["gpu_cores"]))
     assert chip is not None, row["gpu_name"]
     shared = {"bandwidth_bytes_per_second": f"table: {chip.chip}, shared with the GPU"}
