@@ -6,10 +6,10 @@ import pytest
 
 from enginekit import plan
 from enginekit.errors import ConfigError, ModelNotFound
-from enginekit.facts.engine import ModelCard, ServerFacts
+from enginekit.facts.engine import Capability, ModelCard, ServerFacts
 from enginekit.hardware import preset
 from enginekit.kit.planning import plan as planned
-from enginekit.kit.serving import _card, _spec, is_address, is_file_address
+from enginekit.kit.serving import _card, _spec, is_address, is_file_address, seeing
 from enginekit.launch.embedded import EmbeddedSpec, acquire
 from tests.catalog.test_ollama_show import recorded
 from tests.support import models
@@ -27,6 +27,27 @@ def test_a_running_llama_server_names_its_file(monkeypatch: pytest.MonkeyPatch) 
     assert found.weights_method == "file"
     assert found.policy == "context"
     assert found.devices[0].terms["weights"].expected == 96_576_768
+
+
+@pytest.mark.parametrize(
+    ("images", "audio", "expected"),
+    [
+        ("native", "none", True),
+        ("none", "native", True),
+        ("none", "none", False),
+        ("none", None, None),
+        (None, None, None),
+    ],
+)
+def test_whether_a_projector_is_loaded_is_what_the_server_takes(
+    images: str | None, audio: str | None, expected: bool | None
+) -> None:
+    told = {
+        feature: Capability(support=support, evidence="probed")
+        for feature, support in (("images", images), ("audio", audio))
+        if support is not None
+    }
+    assert seeing(ServerFacts(capabilities=told), "m") is expected  # type: ignore[arg-type]
 
 
 def test_ollamas_own_answer_is_described() -> None:

@@ -62,9 +62,9 @@ def plan(
         sequences: `max_num_seqs` of pool engines.
         flash: whether flash attention is on.
         eager: without CUDA graphs.
-        images: whether a model that sees or hears loads what it does so with; None: whether the
-            engine does by itself. The embedded one does not: it is started with the model's own
-            file alone.
+        images: whether a model that sees or hears loads what it does so with; None: whether that
+            server did, or the engine does by itself. The embedded one does not: it is started with
+            the model's own file alone.
         calibrated: let loads measured on this computer (`enginekit plan --measure`) correct the plan.
 
     Raises:
@@ -99,6 +99,8 @@ class Question:
     """"" where loads measured on this computer say nothing."""
     source: str
     """The local file or folder that commands name."""
+    images: bool = True
+    """Whether what sees or hears is loaded unless a plan is asked for otherwise."""
 
 
 def question(
@@ -109,10 +111,12 @@ def question(
     engine_version: str = "",
 ) -> Question:
     """Look at model and machine once; arguments and errors are those of `plan`."""
+    images: bool | None = None
     if isinstance(model, str) and _is_server(model):
         served = model_of_server(model)
         spec, source = served.spec, ""
         engine, engine_version = engine or served.engine, engine_version or served.version
+        images = served.images
     else:
         spec = model if isinstance(model, ModelSpec) else model_of(model)
         source = "" if isinstance(model, ModelSpec) else _local(model)
@@ -121,7 +125,12 @@ def question(
     if not engine_version and hardware is None and name in registry.LAUNCHED:
         engine_version = embedded.installed_version()
     return Question(
-        spec=spec, machine=machine, engine=name, engine_version=engine_version, source=source
+        spec=spec,
+        machine=machine,
+        engine=name,
+        engine_version=engine_version,
+        source=source,
+        images=name not in registry.LAUNCHED if images is None else images,
     )
 
 
@@ -156,7 +165,7 @@ def answer(
             sequences=sequences,
             flash=flash,
             eager=eager,
-            images=name not in registry.LAUNCHED if images is None else images,
+            images=asked.images if images is None else images,
             calibration=calibration,
             source=asked.source,
         )

@@ -21,11 +21,16 @@ SCHEMES: Final = ("http://", "https://", "unix://")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model and the engine that serves it."""
+    """A model and the engine that serves it.
+
+    `images` is whether it takes images or sound, so whether what sees or hears is loaded; None: it
+    did not say.
+    """
 
     spec: ModelSpec
     engine: str
     version: str
+    images: bool | None = None
 
 
 def is_address(name: str) -> bool:
@@ -62,13 +67,16 @@ def model_of_server(address: str) -> Served:
         client.close()
     if facts is None or engine is None:
         raise ModelNotFound(f"{url} says nothing of its models", hint="name the model itself")
-    spec = _spec(facts, _card(facts, wanted, url), url)
+    card = _card(facts, wanted, url)
+    spec = _spec(facts, card, url)
     if spec is None:
         raise ModelNotFound(
             f"{url} says too little of {wanted or 'its model'} to know its size",
             hint="enginekit plan MODEL    (a catalog name, a file or hf://owner/repo)",
         )
-    return Served(spec=spec, engine=engine.name, version=facts.version or "")
+    return Served(
+        spec=spec, engine=engine.name, version=facts.version or "", images=seeing(facts, card.id)
+    )
 
 
 def _card(facts: ServerFacts, wanted: str, url: str) -> ModelCard:
@@ -82,6 +90,14 @@ def _card(facts: ServerFacts, wanted: str, url: str) -> ModelCard:
             hint=f"enginekit plan '{url}#NAME'",
         )
     return card
+
+
+def seeing(facts: ServerFacts, model: str) -> bool | None:
+    """Whether the server takes images or sound for this model; None if it did not say."""
+    told = [facts.told("images", model), facts.told("audio", model)]
+    if any(each is not None and each.support != "none" for each in told):
+        return True
+    return None if None in told else False
 
 
 def _spec(facts: ServerFacts, card: ModelCard, url: str) -> ModelSpec | None:
