@@ -40,6 +40,7 @@ ENCODERS: Final[Mapping[str, Encoder]] = MappingProxyType(
         "gemma3": Encoder(121, 121, 121, 1132),
         "gemma4": Encoder(151, 175, 330, 381),
         "llama4": Encoder(20, 20, 20, 37),
+        "minimax-m3": Encoder(53, 53, 119, 206),
         "mistral3": Encoder(64, 65, 258, 258),
         "qwen2vl": Encoder(705, 705, 1719, 4872),
         "qwen3vl": Encoder(322, 372, 808, 4769),
