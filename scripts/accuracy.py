@@ -278,7 +278,7 @@ def _pooled_table() -> Iterator[str]:
 
 def _published_tables() -> Iterator[str]:
     from tests.sizing.published import Pair, Row, llamacpp, mlc, projectors, vllm
-    from tests.sizing.published_sizes import files, totals
+    from tests.sizing.published_sizes import files, repositories, totals
 
     def cell(row: Row, what: str) -> str:
         pair = row.find(what)
@@ -325,6 +325,10 @@ def _published_tables() -> Iterator[str]:
     exact = [file for file in sizes if file.mix != "vendor"]
     for words, errors in (
         ("GGUF files whose label alone decides", [file.error for file in exact]),
+        (
+            "checkpoints in MLX's formats, BF16 and INT4, towers included",
+            [found.error for found in repositories() if found.mix == "plain"],
+        ),
         ("llama.cpp, GPU memory from outside", [load.error for load in loads]),
     ):
         yield f"| {words} | {len(errors)} | {100 * max(map(abs, errors)):.2f} % |"

@@ -71,6 +71,11 @@ def files() -> list[File]:
     return [_file(line) for line in _lines("gguf.csv")]
 
 
+def repositories() -> list[File]:
+    """Sizes of whole checkpoints in other formats, towers in 16 bits."""
+    return [_repository(line) for line in _lines("repositories.csv")]
+
+
 def totals() -> list[Total]:
     """GPU memory of whole loads."""
     return [_total(line) for line in _lines("totals.csv")]
@@ -99,6 +104,16 @@ def _file(line: dict[str, str]) -> File:
         float(line["bytes"]) / share, float(line["step"]),
         METADATA if line["kind"] == "file" else 0,
         found.total, found.low, found.high, line["note"],
+    )  # fmt: skip
+
+
+def _repository(line: dict[str, str]) -> File:
+    model = spec(line["model"])
+    found, tower = weights(model, line["quantization"]), 2 * model.tower_params
+    return File(
+        line["source"], line["model"], line["quantization"], line["mix"],
+        float(line["bytes"]), 0.0, 0,
+        found.total + tower, found.low + tower, found.high + tower, line["note"],
     )  # fmt: skip
 
 

@@ -11,17 +11,18 @@ import pytest
 
 from enginekit.sizing.tensors import parameters
 from tests.sizing.published import spec
-from tests.sizing.published_sizes import File, Total, files, mtp_block, totals
+from tests.sizing.published_sizes import File, Total, files, mtp_block, repositories, totals
 
-FILES, TOTALS = files(), totals()
+FILES, REPOSITORIES, TOTALS = files(), repositories(), totals()
 
 
 def test_there_are_enough_rows_and_each_says_where_it_is_from() -> None:
     assert len(FILES) >= 230
     assert sum(file.mix == "plain" for file in FILES) >= 140
     assert len({file.label for file in FILES}) >= 40
+    assert len(REPOSITORIES) >= 55
     assert len(TOTALS) >= 40
-    assert all("/" in row.source for row in (*FILES, *TOTALS))
+    assert all("/" in row.source for row in (*FILES, *REPOSITORIES, *TOTALS))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.model}-{file.label}-{file.mix}")
@@ -32,6 +33,15 @@ def test_a_file_is_as_large_as_its_label_says(file: File) -> None:
         least = file.measured - file.step - file.beside
         assert file.low <= file.measured + file.step
         assert least <= file.high
+
+
+@pytest.mark.parametrize("found", REPOSITORIES, ids=lambda found: found.source.split("/")[-1])
+def test_a_checkpoint_is_as_large_as_its_format_says(found: File) -> None:
+    """MLX, BF16 and INT4: text model and towers, in bytes of all their tensors."""
+    if found.mix == "plain":
+        assert abs(found.error) <= 0.002
+    else:
+        assert found.low <= found.measured <= found.high
 
 
 @pytest.mark.parametrize("total", TOTALS, ids=lambda row: f"{row.model}-{row.source.split()[-1]}")

@@ -259,8 +259,11 @@ def _mixture_sizes(spec: ModelSpec, label: str, imatrix: bool, wide: bool) -> It
 
 
 def _format_sizes(spec: ModelSpec, other: WeightFormat) -> Iterator[Sized]:
+    # Publishers who train for 4 bits (gpt-oss, Kimi K2.5) do so for the experts alone.
+    own = other.name == spec.native_format and other.bits < 8 and spec.experts is not None
+    narrow = other.quantized & {"experts"} if own else other.quantized
     for shape in blueprint(spec):
-        shrinks = shape.role in other.quantized and not shape.fixed
+        shrinks = shape.role in narrow and not shape.fixed
         # One-dimensional tensors are 16-bit in safetensors, whatever GGUF makes of them.
         bits = other.bits if shrinks else 8 * other.wide_bytes
         size = -(-shape.elements * bits.numerator // (8 * bits.denominator))
