@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from enginekit.facts.machine import Machine, known_by
-from enginekit.hardware import cpu, detect
+from enginekit.errors import ConfigError
+from enginekit.facts.machine import Cpu, Machine, Memory, known_by
+from enginekit.hardware import cpu, detect, detection
 from enginekit.hardware._look import Look, ProbeAbsentError, ProbeFailedError, ProbeTimeoutError
+from enginekit.kit import planning
 from tests.hardware import capture
 
 MIB = 1024**2
@@ -307,3 +309,46 @@ def test_a_module_of_the_package_does_not_take_the_place_of_a_function():
         "assert all(callable(getattr(h, name)) for name in h.__all__)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_even_proc_is_missing_the_c_library_is_asked(monkeypatch: pytest.MonkeyPatch):
+    """A chroot without /proc: psutil fails as well."""
+
+    def gone() -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr("psutil.virtual_memory", gone)
+    found = detection._from_psutil(Memory())
+    pages = {
+        "SC_PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
+        "SC_PHYS_PAGES": os.sysconf("SC_PHYS_PAGES"),
+    }
+    assert found.total_bytes == pages["SC_PAGE_SIZE"] * pages["SC_PHYS_PAGES"]
+    assert found.available_bytes
+    assert known_by(found, "total_bytes") == "sysconf"
+
+
+def test_a_computer_whose_memory_cannot_be_read_is_not_planned_for_as_having_none(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    blind = Machine(cpu=Cpu(bandwidth_bytes_per_second=1))
+    monkeypatch.setattr("enginekit.hardware.detect", lambda: blind)
+    with pytest.raises(ConfigError, match="could not be read"):
+        planning.plan("qwen3-8b")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's own folders")
+def test_a_process_with_nothing_in_its_path_and_no_environment_is_looked_at_all_the_same():
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from enginekit.hardware import detect;"
+        "m = detect(); print(m.memory.total_bytes, len(m.probes))"
+    )
+    paths = [path for path in sys.path if path]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *paths], env={"PATH": ""}, capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    total, probes = done.stdout.split()
+    assert int(total) > 0
+    assert int(probes) == 6

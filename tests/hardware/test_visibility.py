@@ -64,3 +64,61 @@ def test_other_vendors_are_left_alone_and_the_reason_is_kept():
     assert not nvidia.visible
     assert nvidia.how["visible"] == "CUDA_VISIBLE_DEVICES=-1"
     assert amd.visible
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("NoDevFiles", []),
+        ("MIG-3abc", []),
+        ("GPU-2abc,GPU-2abc", [2]),
+        (",0", []),
+        ("0,", [0]),
+        ("0 ", [0]),
+        ("+1", []),
+        ("0x1", []),
+    ],
+)
+def test_odd_lists_of_cuda(value: str, expected: list[int]):
+    assert seen(marked(FOUR, {"CUDA_VISIBLE_DEVICES": value})) == expected
+
+
+def test_a_mig_slice_is_named_by_its_own_uuid():
+    slices = tuple(
+        Gpu(index=0, vendor="nvidia", name="A100", uuid=f"MIG-{n}-ef", mig_profile="3g.40gb")
+        for n in range(2)
+    )
+    found = marked(slices, {"CUDA_VISIBLE_DEVICES": "MIG-1-ef"})
+    assert [gpu.visible for gpu in found] == [False, True]
+
+
+def test_hip_reads_the_variable_of_cuda_where_it_has_none_of_its_own():
+    amd = cards("A", "A", vendor="amd")
+    assert seen(marked(amd, {"CUDA_VISIBLE_DEVICES": "1"})) == [1]
+    assert seen(marked(amd, {"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"})) == [0]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("level_zero:1", [1]),
+        ("level_zero:0,2", [0, 2]),
+        ("LEVEL_ZERO:GPU", [0, 1, 2]),
+        ("*:gpu", [0, 1, 2]),
+        ("*:*", [0, 1, 2]),
+        ("level_zero:0.1", [0]),
+        ("level_zero:*;!level_zero:0", [1, 2]),
+        ("!level_zero:0", [1, 2]),
+        ("*:cpu", []),
+        ("opencl:0", []),
+        ("opencl:*;level_zero:2", [2]),
+        ("level_zero:9", []),
+        # What cannot be read hides nothing.
+        ("", [0, 1, 2]),
+        ("nonsense", [0, 1, 2]),
+        ("level_zero:first", [0, 1, 2]),
+    ],
+)
+def test_what_a_selector_of_oneapi_leaves(value: str, expected: list[int]):
+    arcs = cards("Arc", "Arc", "Arc", vendor="intel")
+    assert seen(marked(arcs, {"ONEAPI_DEVICE_SELECTOR": value})) == expected

@@ -173,7 +173,7 @@ def _from_psutil(found: Memory) -> Memory:
 
         seen = psutil.virtual_memory()
     except Exception:
-        return found
+        return _from_sysconf(found)
     return replace(
         found,
         total_bytes=found.total_bytes if found.total_bytes is not None else int(seen.total),
@@ -181,4 +181,21 @@ def _from_psutil(found: Memory) -> Memory:
             found.available_bytes if found.available_bytes is not None else int(seen.available)
         ),
         how={"*": "psutil", **found.how},
+    )
+
+
+def _from_sysconf(found: Memory) -> Memory:
+    """What the C library asks the kernel for, where even /proc is missing (a chroot)."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return found
+    if not 0 < free <= total:
+        return found
+    return replace(
+        found,
+        total_bytes=found.total_bytes if found.total_bytes is not None else total,
+        available_bytes=found.available_bytes if found.available_bytes is not None else free,
+        how={"*": "sysconf", **found.how},
     )

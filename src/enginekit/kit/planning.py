@@ -121,6 +121,12 @@ def question(
         spec = model if isinstance(model, ModelSpec) else model_of(model)
         source = "" if isinstance(model, ModelSpec) else _local(model)
     machine = hardware if isinstance(hardware, Machine) else machine_of(hardware)
+    if hardware is None and machine.memory.limit_bytes is None:
+        raise ConfigError(
+            "how much memory this computer has could not be read (enginekit doctor shows why)",
+            hint="enginekit plan MODEL --hardware FILE    (FILE: JSON or TOML; or a name from "
+            "enginekit hardware)",
+        )
     name = engine or DEFAULT_ENGINE
     if not engine_version and hardware is None and name in registry.LAUNCHED:
         engine_version = embedded.installed_version()
