@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from enginekit import plan
@@ -9,7 +11,7 @@ from enginekit.errors import ConfigError, ModelNotFound
 from enginekit.facts.engine import Capability, ModelCard, ServerFacts
 from enginekit.hardware import preset
 from enginekit.kit.planning import plan as planned
-from enginekit.kit.serving import _card, _spec, is_address, is_file_address, seeing
+from enginekit.kit.serving import _card, _here, _running, _spec, is_address, is_file_address, seeing
 from enginekit.launch.embedded import EmbeddedSpec, acquire
 from tests.catalog.test_ollama_show import recorded
 from tests.support import models
@@ -27,6 +29,48 @@ def test_a_running_llama_server_names_its_file(monkeypatch: pytest.MonkeyPatch) 
     assert found.weights_method == "file"
     assert found.policy == "context"
     assert found.devices[0].terms["weights"].expected == 96_576_768
+    assert (found.context, found.users, found.context_reason) == (2048, 1, "as the server runs")
+    assert f"-m {path}" in found.command
+
+
+@pytest.mark.embedded
+def test_the_slots_of_a_running_server_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = models.scripted_gguf()
+    with acquire(EmbeddedSpec(model_path=path, context=1024, slots=2), budget=90) as lease:
+        monkeypatch.setenv("ENGINEKIT_API_KEY", lease.api_key or "")
+        monkeypatch.setenv("ENGINEKIT_BASE_URL", lease.base_url)
+        found = plan(lease.base_url, hardware="cpu-16")
+        asked = plan(lease.base_url, hardware="cpu-16", context=4096)
+        other = plan(lease.base_url, hardware="cpu-16", engine="ollama")
+    assert (found.context, found.users) == (1024, 2)
+    assert (asked.context, asked.users, asked.context_reason) == (4096, 2, "as asked")
+    assert other.users == 1
+    assert other.context_reason != "as the server runs"
+
+
+def test_of_four_slots_nobody_can_say_whether_they_share_a_cache() -> None:
+    """llama-server takes four with one cache by itself, and four with a cache each for `-np 4`."""
+    card = ModelCard(id="m", context_window=2048)
+    facts = ServerFacts(models=(card,), slots=4, extra={"slots_may_share": True})
+    window, users, note = _running(facts, card)
+    assert (window, users) == (2048, 1)
+    assert "--users 4" in note
+    assert _running(ServerFacts(slots=2), card) == (2048, 2, "")
+    assert _running(ServerFacts(slots=2), replace(card, loaded=False)) == (None, 1, "")
+
+
+def test_a_routers_model_is_the_file_of_its_childs_command_line() -> None:
+    """Recorded of b11434 `--models-dir`: the arguments are in the listing, the file nowhere else."""
+    file = models.scripted_gguf()
+    args = ["/bin/llama-server", "--port", "0", "--alias", "smollm2", "--model", str(file)]
+    card = ModelCard(
+        id="smollm2", loaded=False, extra={"status": {"value": "unloaded", "args": args}}
+    )
+    facts = ServerFacts(models=(card,), extra={"router": True})
+    spec = _spec(facts, card, URL)
+    assert spec is not None
+    assert spec.params_total < 10_000_000
+    assert _here(facts, card) == str(file)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def plan(
     engine: str | None = None,
     quant: str | None = None,
     context: Annotated[int | None, Parameter(converter=tokens)] = None,
-    users: int = 1,
+    users: int | None = None,
     cache: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
@@ -73,9 +73,9 @@ def plan(
     quant
         A quantization (Q4_K_M, awq); else the model's own or the engine's usual one.
     context
-        Tokens per user (8192, 8k, 1M); else what the engine would choose itself.
+        Tokens per user (8192, 8k, 1M); else those of that server, or what the engine would choose.
     users
-        Requests of full length at the same time.
+        Requests of full length at the same time; else one, or the slots of that server.
     cache
         Element type of the attention cache (q8_0, fp8).
     ubatch
@@ -154,7 +154,7 @@ def _measure(
         return measure(
             model,
             context=context,
-            users=settings["users"],
+            users=settings["users"] or 1,
             cache_type=settings["cache_type"],
             progress=progress,
         )

@@ -6,7 +6,7 @@ The only part of planning that touches files, devices or the network (`hf://` na
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -35,7 +35,7 @@ def plan(
     engine_version: str = "",
     quantization: str | None = None,
     context: int | None = None,
-    users: int = 1,
+    users: int | None = None,
     cache_type: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
@@ -55,8 +55,8 @@ def plan(
         engine_version: the server's version; loads measured with exactly it correct the estimate.
             "": for the embedded engine on this computer the installed one, else no correction.
         quantization: label or format; None: the model's own, else the engine's usual one.
-        context: tokens per user; None: what the engine would choose itself.
-        users: concurrent requests of full length.
+        context: tokens per user; None: those of that server, else what the engine would choose.
+        users: concurrent requests of full length; None: 1, or those of that server.
         cache_type: element type of K and V (`q8_0`, `fp8`).
         ubatch: llama.cpp's micro-batch.
         sequences: `max_num_seqs` of pool engines.
@@ -99,6 +99,10 @@ class Question:
     """"" where loads measured on this computer say nothing."""
     source: str
     """The local file or folder that commands name."""
+    context: int | None = None
+    users: int = 1
+    """What is planned for where nobody asks for anything: of a running server, as it runs."""
+    note: str = ""
     images: bool = True
     """Whether what sees or hears is loaded unless a plan is asked for otherwise."""
 
@@ -112,9 +116,12 @@ def question(
 ) -> Question:
     """Look at model and machine once; arguments and errors are those of `plan`."""
     images: bool | None = None
+    context, users, note = None, 1, ""
     if isinstance(model, str) and _is_server(model):
         served = model_of_server(model)
-        spec, source = served.spec, ""
+        spec, source = served.spec, served.path
+        if engine in (None, served.engine):
+            context, users, note = served.context, served.users, served.note
         engine, engine_version = engine or served.engine, engine_version or served.version
         images = served.images
     else:
@@ -136,6 +143,9 @@ def question(
         engine=name,
         engine_version=engine_version,
         source=source,
+        context=context,
+        users=users,
+        note=note,
         images=name not in registry.LAUNCHED if images is None else images,
     )
 
@@ -145,7 +155,7 @@ def answer(
     *,
     quantization: str | None = None,
     context: int | None = None,
-    users: int = 1,
+    users: int | None = None,
     cache_type: str | None = None,
     ubatch: int | None = None,
     sequences: int | None = None,
@@ -158,14 +168,15 @@ def answer(
     name, calibration = asked.engine, None
     if calibrated and asked.engine_version:
         calibration = _calibration(name, asked.engine_version, asked.spec, asked.machine)
+    own = context is None and users is None
     try:
-        return compute(
+        made = compute(
             asked.spec,
             asked.machine,
             policy=engine_policy(name),
             quantization=quantization,
-            context=context,
-            users=users,
+            context=asked.context if context is None else context,
+            users=asked.users if users is None else users,
             cache_type=cache_type,
             ubatch=ubatch,
             sequences=sequences,
@@ -177,6 +188,10 @@ def answer(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if own and asked.context is not None:
+        notes = (asked.note, *made.notes) if asked.note else made.notes
+        made = replace(made, context_reason="as the server runs", notes=notes)
+    return made
 
 
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:

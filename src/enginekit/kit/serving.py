@@ -31,6 +31,13 @@ class Served:
     engine: str
     version: str
     images: bool | None = None
+    path: str = ""
+    """Of its file or folder, if that is on this machine."""
+    context: int | None = None
+    """Tokens that one request may use as it runs now; None if it does not say, or is not loaded."""
+    users: int = 1
+    """Requests that each have so much."""
+    note: str = ""
 
 
 def is_address(name: str) -> bool:
@@ -74,9 +81,46 @@ def model_of_server(address: str) -> Served:
             f"{url} says too little of {wanted or 'its model'} to know its size",
             hint="enginekit plan MODEL    (a catalog name, a file or hf://owner/repo)",
         )
+    context, users, note = _running(facts, card)
     return Served(
-        spec=spec, engine=engine.name, version=facts.version or "", images=seeing(facts, card.id)
+        spec=spec,
+        engine=engine.name,
+        version=facts.version or "",
+        images=seeing(facts, card.id),
+        path=_here(facts, card),
+        context=context,
+        users=users,
+        note=note,
     )
+
+
+def _running(facts: ServerFacts, card: ModelCard) -> tuple[int | None, int, str]:
+    """Tokens per request, requests that have so many, and what remains in doubt."""
+    if card.loaded is False:
+        return None, 1, ""
+    window, slots = card.context_window or facts.context_window, facts.slots or 1
+    if slots > 1 and facts.extra.get("slots_may_share"):
+        note = (
+            f"the server does not say whether its {slots} slots share one cache, as they do where "
+            f"nobody gave -np: one user is planned for (--users {slots} for a cache each)"
+        )
+        return window, 1, note
+    return window, slots, ""
+
+
+def _places(facts: ServerFacts, card: ModelCard) -> list[str]:
+    """Paths of the model's file or folder, as the server names them."""
+    places = [facts.extra.get("model_path"), card.extra.get("root")]
+    status = card.extra.get("status")
+    words = status.get("args") if isinstance(status, Mapping) else None
+    if isinstance(words, list) and "--model" in words[:-1]:
+        # A router's models are children with a command line of their own.
+        places.insert(0, words[words.index("--model") + 1])
+    return [str(place) for place in places if place]
+
+
+def _here(facts: ServerFacts, card: ModelCard) -> str:
+    return next((place for place in _places(facts, card) if Path(place).exists()), "")
 
 
 def _card(facts: ServerFacts, wanted: str, url: str) -> ModelCard:
@@ -103,14 +147,13 @@ def seeing(facts: ServerFacts, model: str) -> bool | None:
 def _spec(facts: ServerFacts, card: ModelCard, url: str) -> ModelSpec | None:
     from enginekit import catalog
 
-    places = [facts.extra.get("model_path"), card.extra.get("root")]
-    for place in places:
-        if place and Path(str(place)).exists():
-            return catalog.describe(str(place))
+    place = _here(facts, card)
+    if place:
+        return catalog.describe(place)
     shown, size = card.extra.get("show"), card.extra.get("size")
     if isinstance(shown, Mapping) and shown.get("model_info"):
         return catalog.describe_ollama(shown, card.id, size=size if isinstance(size, int) else 0)
-    for name in (*(str(place) for place in places if place), card.id, *card.aliases):
+    for name in (*_places(facts, card), card.id, *card.aliases):
         found = catalog.find(name) or catalog.find(name.rsplit("/", 1)[-1])
         if found is not None:
             known = found.spec

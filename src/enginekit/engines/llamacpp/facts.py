@@ -50,9 +50,15 @@ def facts_of(
             "sleeping": props.get("is_sleeping"),
             "media_marker": props.get("media_marker"),
             "slots_route": props.get("endpoint_slots"),
+            # What llama-server takes by itself, and then with one cache; it does not tell which.
+            "slots_may_share": props.get("total_slots") == AUTO_SLOTS,
             "meta": dict(meta),
         },
     )
+
+
+AUTO_SLOTS: Final = 4
+"""`-np` where nobody gives it, together with `--kv-unified` (tools/server/server.cpp)."""
 
 
 def router_facts(
