@@ -82,3 +82,14 @@ def test_some_of_several_gpus_are_named_or_llama_cpp_takes_them_all() -> None:
     other = replace(preset("rtx3090").gpus[0], index=1)
     mixed = replace(mixed, gpus=(mixed.gpus[0], other))
     assert "-dev" not in plan(describe("llama3.1-8b"), mixed, context=8192).command
+
+
+def test_a_checkpoint_is_no_file_for_llama_cpp() -> None:
+    """`llama-server -m FOLDER` starts nothing: the file is named that converting makes."""
+    model = replace(describe("llama3.1-8b"), name="mine", format="safetensors", names=ModelNames())
+    made = plan(model, preset("rtx4090"), source="/data/mine")
+    assert " -m mine-Q4_K_M.gguf " in made.command
+    assert any("convert_hf_to_gguf.py" in note for note in made.notes)
+    served = plan(model, preset("rtx4090"), policy=PAGED, source="/data/mine")
+    assert "vllm serve /data/mine" in served.command
+    assert not any("convert" in note for note in served.notes)

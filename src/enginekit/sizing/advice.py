@@ -321,7 +321,9 @@ def command(
     words = [part for part in parts if part]
     environment = [word for word in words if word.split("=")[0].isupper()]
     rest = [word for word in words if word not in environment]
-    if source and sizer.images and model.projector_file and policy.pair_option:
+    if source and _to_convert(model, policy):
+        shown = _by_name(policy, model, setting.quantization)
+    elif source and sizer.images and model.projector_file and policy.pair_option:
         shown = policy.pair_option.format(source, model.projector_file)
     elif source:
         shown = policy.file_option.format(source)
@@ -340,6 +342,11 @@ def _device_names(sizer: Allocation, place: Placement) -> str:
     if not alike or {gpu.index for gpu in every} != set(range(len(every))):
         return ""
     return ",".join(f"CUDA{gpu.index}" for gpu in sorted(place.gpus, key=lambda gpu: gpu.index))
+
+
+def _to_convert(model: ModelSpec, policy: Policy) -> bool:
+    """Whether what was looked at is a checkpoint, and the engine takes GGUF files only."""
+    return model.format in ("safetensors", "pytorch") and policy.names == "gguf"
 
 
 def _by_name(policy: Policy, model: ModelSpec, label: str) -> str:
@@ -388,6 +395,11 @@ def notes(
         said.append(
             f"trained for {model.context_length} tokens only: what comes after them is not "
             "understood well, and some engines refuse so large a context"
+        )
+    if _to_convert(model, sizer.policy) and not model.names.gguf:
+        said.append(
+            f"{model.name.rsplit('/', 1)[-1]} holds no GGUF file: convert it first "
+            "(convert_hf_to_gguf.py and llama-quantize of llama.cpp)"
         )
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
