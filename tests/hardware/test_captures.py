@@ -94,6 +94,17 @@ def test_a_described_machine_is_the_machine(folder: Path):
         ("nvidia-8xrtx-6000-ada", 8, 49140, 49138, 960, (8, 9)),
         ("nvidia-rtx-4070-laptop-wsl", 1, 8188, 7948, 256, (8, 9)),
         ("nvidia-a100-80-mig", 4, 19968, 19955, 497.25, (8, 0)),
+        ("nvidia-h200", 1, 143771, 143158, 4800, (9, 0)),
+        ("nvidia-h100-r590-csv", 1, 81559, 81081, 3350, (9, 0)),
+        ("nvidia-l40s-r595", 1, 46068, 45460, 864, (8, 9)),
+        ("nvidia-rtx-2080-super", 1, 8192, 7373, 495.9, (7, 5)),
+        ("nvidia-rtx-2080-super-r610", 1, 8192, 7582, 495.9, (7, 5)),
+        ("nvidia-rtx-2080-super-windows-r591", 1, 8192, 7286, 495.9, (7, 5)),
+        ("nvidia-rtx-2080-super-windows-r610", 1, 8192, 7191, 495.9, (7, 5)),
+        ("nvidia-rtx-4080-super", 1, 16376, 14470, 736.3, (8, 9)),
+        ("nvidia-rtx-4070", 1, 12282, 11852, 504.2, (8, 9)),
+        ("nvidia-rtx-3060-raspberry-pi-cm5", 1, 12288, 12287, 360, (8, 6)),
+        ("intel-battlemage-e211", 1, 24480, 24268, 456, None),
         ("amd-mi100", 4, 32752, 32745, 1229, None),
         ("amd-mi210", 1, 65520, 65520, 1638, None),
         ("amd-rx-6700-xt", 1, 12272, 10772, 384, None),
@@ -121,6 +132,34 @@ def test_cards(
 def test_mig_slices_stand_for_their_card():
     machine = capture.machine(capture.ROOT / "nvidia-a100-80-mig")
     assert all(gpu.mig_enabled and gpu.parent_uuid for gpu in machine.gpus)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        # Two compute instances share the first slice: its memory counts once.
+        ("nvidia-h200-mig", [71424, 33280, 16384, 16384]),
+        ("nvidia-h100-mig-q", [40448, 20096, 9984, 9984]),
+    ],
+)
+def test_a_slice_is_counted_once(name: str, sizes: list[int]):
+    gpus = capture.machine(capture.ROOT / name).gpus
+    assert [(gpu.total_bytes or 0) // MIB for gpu in gpus] == sizes
+    assert all(gpu.mig_enabled for gpu in gpus)
+
+
+def test_an_orin_of_the_old_driver_has_the_systems_memory():
+    (gpu,) = capture.machine(capture.ROOT / "jetson-orin-nvgpu").gpus
+    assert gpu.total_bytes is None
+    assert gpu.unified is not None
+    assert gpu.compute_capability == (8, 7)
+
+
+def test_hardware_without_its_heading_is_a_mac_all_the_same():
+    machine = capture.machine(capture.ROOT / "apple-m2-max-32")
+    assert machine.cpu.model == "Apple M2 Max"
+    assert machine.cpu.performance_cores == 8
+    assert machine.gpus[0].bandwidth_bytes_per_second == 400 * 10**9
 
 
 def test_wddm_hides_the_memory_of_processes_but_not_the_processes():

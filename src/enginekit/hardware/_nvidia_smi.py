@@ -12,6 +12,8 @@ from enginekit.hardware._text import items, mapping, size
 
 _QUERY_LINE = re.compile(r"^(\s*)(.*?)(?:\s+: (.*)|\s*:)?$")
 _DEEPEST = 12
+_LONGEST = 1 << 16
+"""A header that asks for every field has 4,200 characters."""
 
 
 def from_xml(source: str) -> dict[str, Any]:
@@ -95,7 +97,12 @@ def _normal(card: Mapping[str, Any], bus_id: str) -> dict[str, Any]:
             {
                 "index": mapping(part).get("index"),
                 "gpu_instance_id": mapping(part).get("gpu_instance_id"),
-                **_sizes(mapping(mapping(part).get("fb_memory_usage"))),
+                **_sizes(
+                    mapping(
+                        mapping(part).get("fb_memory_usage")
+                        or mapping(part).get("shared_fb_memory_usage")
+                    )
+                ),
             }
             for part in items(
                 mapping(devices).get("mig_device") if isinstance(devices, Mapping) else None
@@ -139,6 +146,14 @@ def from_query(source: str) -> dict[str, Any]:
             entry: dict[str, Any] = {"pid": value}
             parent.setdefault("process_info", []).append(entry)
             stack.append((indent, entry))
+        elif key == "mig_device" and value is None:
+            # One heading for each, where XML has a list under `mig_devices`.
+            part: dict[str, Any] = {}
+            known = parent.get("mig_devices")
+            devices = known if isinstance(known, dict) else {}
+            parent["mig_devices"] = devices
+            devices.setdefault("mig_device", []).append(part)
+            stack.append((indent, part))
         elif value is None:
             inner: dict[str, Any] = {}
             if key == "mig_devices" or len(stack) < _DEEPEST:
@@ -157,7 +172,7 @@ def _key(label: str) -> str:
 
 def from_csv(source: str) -> dict[str, Any]:
     """`nvidia-smi --query-gpu=… --format=csv`, with its header line and with or without units."""
-    lines = [line for line in source.splitlines() if line.strip() and len(line) < 4096]
+    lines = [line for line in source.splitlines() if line.strip() and len(line) < _LONGEST]
     start = next(
         (n for n, line in enumerate(lines) if re.search(r"(^|,)\s*name\s*(,|$)", line)), None
     )

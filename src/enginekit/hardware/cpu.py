@@ -81,7 +81,7 @@ def parse(source: str, *, board: str = "") -> Cpu:
     """Recognises `/proc/cpuinfo`, `lscpu`, `sysctl`, `system_profiler` or CIM JSON; never raises."""
     if "hw.memsize" in source or "machdep.cpu" in source or "hw.physicalcpu" in source:
         return parse_sysctl(source)
-    if "Hardware Overview:" in source or "SPHardwareDataType" in source:
+    if re.search(r"Hardware Overview:|SPHardwareDataType|^\s*Chip: Apple ", source, re.MULTILINE):
         facts = hardware_facts(source)
         return parse_sysctl("\n".join(f"{name}: {value}" for name, value in facts.items()))
     if source.lstrip()[:1] in {"{", "["}:

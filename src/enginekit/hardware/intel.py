@@ -36,6 +36,7 @@ _NAMES = {
 _DISCRETE = re.compile(
     r"\b[AB]\d{3}\w?\b|\bPro [AB]\d\d|\b(Flex|Max) \d{3,4}\b|Data Center|Gaudi", re.IGNORECASE
 )
+_UNNAMED = re.compile(r"\[(0x[0-9a-fA-F]{4})\]")
 _INTEGRATED = re.compile(r"\b(UHD|HD|Iris|1[34]0[VT]|Graphics)\b", re.IGNORECASE)
 
 
@@ -101,9 +102,12 @@ def parse(source: str | Mapping[str, Any]) -> tuple[Gpu, ...]:
 
 def _from_xpu_smi(card: Mapping[str, Any], position: int) -> Gpu:
     number = integer(card.get("device_id"))
+    name = text(card.get("device_name")) or "Intel GPU"
+    # Drivers that do not know a card's name give its PCI device: `Intel(R) Graphics [0xe211]`.
+    unnamed = _UNNAMED.search(name)
     return _build(
         index=position if number is None else number,
-        name=text(card.get("device_name")) or "Intel GPU",
+        name=_NAMES.get(unnamed[1].lower(), name) if unnamed else name,
         how="xpu-smi discovery",
         total=size(card.get("memory_physical_size_byte"))
         or size(card.get("max_mem_alloc_size_byte")),

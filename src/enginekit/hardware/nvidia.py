@@ -82,7 +82,7 @@ def _devices(log: Mapping[str, Any], how: str, board: str = "") -> tuple[Gpu, ..
     for position, raw in enumerate(items(log.get("gpus"))):
         card = mapping(raw)
         whole = _card(card, position, log, how, board)
-        slices = [_slice(mapping(part), whole, how) for part in items(card.get("mig_devices"))]
+        slices = [_slice(part, whole, how) for part in _memories(card.get("mig_devices"))]
         found.extend(slices if whole.mig_enabled and slices else [whole])
     return tuple(found)
 
@@ -141,6 +141,17 @@ def _card(
         interconnect=_interconnect(card),
         how=known,
     )
+
+
+def _memories(parts: Any) -> list[Mapping[str, Any]]:
+    """One of the compute instances of each GPU instance: they share its memory, and a process can use
+    one of them."""
+    found: dict[object, Mapping[str, Any]] = {}
+    for position, raw in enumerate(items(parts)):
+        part = mapping(raw)
+        instance = integer(part.get("gpu_instance_id"))
+        found.setdefault(("position", position) if instance is None else instance, part)
+    return list(found.values())
 
 
 def _slice(part: Mapping[str, Any], card: Gpu, how: str) -> Gpu:

@@ -122,6 +122,9 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
     cut = name.rstrip().endswith("...")
     wanted = normalised(name.rstrip(". "))
     if cut:
+        # `GeForce RTX 2080 ...`: a word is missing; `RTX 6000 Ada Gene...`: the last one is cut.
+        if name.rstrip(".").endswith(" ") and (one := _slowest_longer(vendor, wanted, total_bytes)):
+            return one
         wanted = wanted.rpartition(" ")[0]
     found = _by_match().get((vendor, wanted), ())
     if total_bytes is None:
@@ -137,6 +140,23 @@ def gpu_row(vendor: str, name: str, total_bytes: int | None = None) -> GpuRow | 
     return min(
         close, key=lambda row: abs((row.memory_bytes or total_bytes) - total_bytes), default=None
     )
+
+
+def _slowest_longer(vendor: str, start: str, total_bytes: int | None) -> GpuRow | None:
+    """The card whose name begins so, goes on and has that much memory: the slowest if several of one
+    architecture do, None if they are of several."""
+    found = {
+        row.name: row
+        for (maker, match), rows in _by_match().items()
+        if maker == vendor and match.startswith(start + " ")
+        for row in rows
+        if total_bytes is None
+        or row.memory_bytes is None
+        or abs(row.memory_bytes - total_bytes) * 20 <= row.memory_bytes
+    }
+    if len({row.architecture for row in found.values()}) != 1:
+        return None
+    return min(found.values(), key=lambda row: row.bandwidth or 0)
 
 
 def gpu_rows_of(vendor: str, name: str) -> tuple[GpuRow, ...]:
