@@ -301,7 +301,7 @@ def command(
             # Beyond its logical batch llama.cpp cuts the micro-batch, without a word.
             name = "ubatch" if sizer.ubatch <= _BATCH else "batch"
             parts.append(_flag(flags, name, str(sizer.ubatch)))
-        if sizer.embeds:
+        if sizer.demand.embeds:
             parts.append(flags.get("rerank" if model.capabilities.rerank else "embeddings", ""))
     else:
         assert isinstance(place, Shards)

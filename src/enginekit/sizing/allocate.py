@@ -5,32 +5,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import copy as clone
-from operator import mul, sub
+from operator import mul
 from typing import NamedTuple
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device, Devices
-from enginekit.sizing.calibration import NONE
-from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
-from enginekit.sizing.offload import copied
+from enginekit.sizing.calibration import NONE, Calibration
+from enginekit.sizing.demand import demand
 from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
-from enginekit.sizing.projector import NOTHING, held_by, projector
-from enginekit.sizing.rows import Line, Load, Needs, Row
+from enginekit.sizing.projector import NOTHING, held_by
+from enginekit.sizing.rows import Line, Needs, Row
 from enginekit.sizing.split import Placement, gpu_counts, largest, layered
-from enginekit.sizing.tables import (
-    CacheTable,
-    WeightTable,
-    cache_table,
-    narrower,
-    pad,
-    runs,
-    stream,
-    weight_table,
-)
-
-_COMPUTE_LOW = 0.85
-"""CUDA builds stay up to 15 per cent below the closed form, which was measured on CPU."""
+from enginekit.sizing.tables import narrower, runs
 
 
 class Setting(NamedTuple):
@@ -58,83 +45,50 @@ class Allocation:
         ubatch: int,
         *,
         images: bool = True,
+        flash: bool = True,
+        calibration: Calibration = NONE,
     ) -> None:
         self.spec, self.policy, self.devices, self.ubatch = spec, policy, devices, ubatch
-        self.images = images
+        self.images, self.flash, self.calibration = images, flash, calibration
         self.n = max(spec.n_layers, 1)
-        self.sized = bool(spec.layers)
-        serves = spec.capabilities
-        self.embeds = bool(serves.embedding or serves.rerank)
-        self.flash = True
-        self.calibration = NONE
-        self._tables: dict[str, WeightTable] = {}
-        self._seeing: dict[str, Triple] = {}
-        self._caches: dict[str, CacheTable] = {}
-        self._loads: dict[tuple[int, int, int], Load] = {}
+        self._ask(images)
         self._rows: dict[tuple[tuple[int, ...], str], tuple[Row, ...]] = {}
         self._alike: dict[tuple[tuple[int, ...], str], list[tuple[Row, list[int]]]] = {}
+        self._wholes: list[Placement] = []
+        self._runtimes: dict[tuple[str, tuple[int, int] | None], Triple] = {}
+        self._places: dict[tuple[int, int, int], Placement] = {}
+
+    def _ask(self, images: bool) -> None:
+        """Take the model's demand with or without what sees, and forget what depends on that."""
+        self.images = images
+        self.demand = demand(
+            self.spec,
+            self.policy,
+            self.ubatch,
+            flash=self.flash,
+            images=images,
+            calibration=self.calibration,
+        )
+        self.weights, self.weights_on = self.demand.weights, self.demand.weights_on
+        self.cache, self.projector = self.demand.cache, self.demand.projector
+        self.copied = self.demand.copied
+        self._loads = self.demand.loads
         self._lines: dict[tuple[Placement, str, str], list[Line]] = {}
         self._needs: dict[
             tuple[tuple[int, ...], int, int, int, str, int, int], tuple[Needs, ...]
         ] = {}
-        self._wholes: list[Placement] = []
         self._offloaded: dict[tuple[Setting, bool], Placement | None] = {}
-        self._runtimes: dict[tuple[str, tuple[int, int] | None], Triple] = {}
-        self._places: dict[tuple[int, int, int], Placement] = {}
-        self._copies: dict[tuple[str, Placement], int] = {}
-
-    def weights(self, quantization: str) -> WeightTable:
-        """Running sums of the weights."""
-        found = self._tables.get(quantization)
-        if found is None:
-            found = self._tables[quantization] = weight_table(self.spec, quantization)
-        return found
-
-    def cache(self, cache_type: str) -> CacheTable:
-        """Running sums of the cache."""
-        found = self._caches.get(cache_type)
-        if found is None:
-            found = self._caches[cache_type] = cache_table(self.spec, cache_type, self.flash)
-        return found
-
-    def weights_on(self, quantization: str, place: Placement) -> list[int]:
-        """Weight bytes of each GPU in use, then of the host."""
-        table = self.weights(quantization)
-        layers, experts, moved = table.layers, table.experts, place.host_experts
-        # What of the layers before each bound is on GPUs, had the GPUs all layers.
-        before = [layers[bound] for bound in place.bounds]
-        if moved:
-            cut = [bound if bound < moved else moved for bound in place.bounds]
-            before = list(map(sub, before, [experts[bound] for bound in cut]))
-        sizes = list(map(sub, before[1:], before))
-        start = place.bounds[0]
-        host = table.embedding + layers[start] + experts[max(moved, start)] - experts[start]
-        if sizes:
-            sizes[-1] += table.tail
-        else:
-            host += table.tail - table.tied_copy
-        sizes.append(host)
-        return sizes
-
-    def copied(self, quantization: str, place: Placement) -> int:
-        """Bytes in the first GPU's compute buffer for weights that lie in host memory."""
-        if not place.host_experts and not place.bounds[0]:
-            return 0
-        key = (quantization, place)
-        found = self._copies.get(key)
-        if found is None:
-            found = self._copies[key] = copied(self.weights(quantization), place, self.spec)
-        return found
 
     def needs(self, setting: Setting, place: Placement) -> tuple[Needs, ...]:
         """Everything but weights on each GPU in use, then on the host."""
-        copy, image = self.copied(setting.quantization, place), self.projector(setting.quantization)
+        copy = self.copied(setting.quantization, place)
+        image = self.projector(setting.quantization)
         tokens, users, kind = setting[1:]
         key = (place.bounds, place.copies, tokens, users, kind, copy, image[1])
         found = self._needs.get(key)
         if found is not None:
             return found
-        load = self._load(setting.context, setting.users, place.copies)
+        load = self.demand.load(setting.context, setting.users, place.copies)
         images = [NOTHING] * (len(place.gpus) + 1)
         images[held_by(place, self.policy)] = image
         buffer = load.buffer
@@ -161,42 +115,6 @@ class Allocation:
         found = self._needs[key] = tuple(needs)
         return found
 
-    def _load(self, tokens: int, slots: int, copies: int) -> Load:
-        """What so many tokens per slot cost wherever they lie."""
-        key = (tokens, slots, copies)
-        found = self._loads.get(key)
-        if found is not None:
-            return found
-        spec, unified, causal = self.spec, self.policy.unified_slots, self.spec.causal
-        streams = 1 if unified else slots
-        each = stream(tokens * slots, slots, unified=unified) if causal else 0
-        context = each * streams
-        # No batch is longer than all contexts together; an encoder has none.
-        ubatch = min(self.ubatch, pad(tokens * slots)) if causal else self.ubatch
-        # Windows and cells are the same for every cache type.
-        spans = self.cache(self.policy.cache_types[0]).spans(
-            context, slots, ubatch, unified=unified
-        )
-        size = llamacpp_compute(
-            spec,
-            each if causal else ubatch,
-            ubatch=ubatch,
-            outputs=ubatch if self.embeds else slots,
-            slots=slots,
-            # A mask is as wide as the cache of one slot.
-            sliding_cells=max((cells for window, _, cells in spans if window), default=0)
-            // streams,
-            flash=self.flash,
-            copies=copies,
-        ).total
-        found = self._loads[key] = Load(
-            context,
-            tuple(cells for _, _, cells in spans),
-            self.calibration.scaled("compute", (int(size * _COMPUTE_LOW), size, size)),
-            llamacpp_host(spec, context, ubatch=ubatch),
-        )
-        return found
-
     def rows(self, place: Placement, cache_type: str) -> tuple[Row, ...]:
         """The devices of a placement, the GPUs first, the host last."""
         # Of so many GPUs it is always the first ones, so the bounds name them.
@@ -204,19 +122,18 @@ class Allocation:
         found = self._rows.get(key)
         if found is not None:
             return found
-        cache = self.cache(cache_type)
-        parts = [*place.parts, (0, place.host_layers)]
         rows = []
-        for device, part in zip((*place.gpus, self.devices.host), parts, strict=True):
-            first, last = part if self.sized else (0, 0)
+        for device, part in zip(
+            (*place.gpus, self.devices.host), self.demand.parts(place, cache_type), strict=True
+        ):
             runtime, host = self._runtime(device), device.host
             rows.append(
                 Row(
                     device.limit,
                     device.margin,
-                    tuple([sums[last] - sums[first] for _, sums in cache.windows]),
-                    cache.state[last] - cache.state[first],
-                    0.0 if cache.known else cache.doubtful(first, last),
+                    part.cells,
+                    part.state,
+                    part.doubt,
                     runtime[1],
                     runtime[2],
                     device.carve_out if device.shared and not host else -1,
@@ -236,7 +153,7 @@ class Allocation:
         found = self._alike.get(key)
         if found is None:
             rows = self.rows(place, cache_type)
-            if place.borrows:
+            if len(rows) < 3 or place.borrows:
                 found = [(row, [number]) for number, row in enumerate(rows)]
             else:
                 numbers: dict[Row, list[int]] = {}
@@ -248,19 +165,7 @@ class Allocation:
 
     def _line(self, place: Placement, quantization: str, cache_type: str) -> list[Line]:
         """The rows of a placement with their weights, expected and high; remembered."""
-        widest = self.weights(quantization).high
-        sizes = self.weights_on(quantization, place)
-        wide = [int(size * widest) for size in sizes]
-        copy = self.copied(quantization, place)
-        if copy:
-            # Beside the weights of the first GPU, not multiplied by their doubt.
-            sizes[0] += copy
-            wide[0] += copy
-        if self.images:
-            _, expected, most = self.projector(quantization)
-            at = held_by(place, self.policy)
-            sizes[at] += expected
-            wide[at] += most
+        sizes, wide = self.demand.sums(quantization, place)
         found = []
         for row, numbers in self._kinds(place, cache_type):
             if len(numbers) == 1:
@@ -283,19 +188,10 @@ class Allocation:
             found = self._runtimes[key] = self.calibration.scaled("runtime", found)
         return found
 
-    def projector(self, quantization: str) -> Triple:
-        """Weights and working memory of what sees, beside text models of this quantization."""
-        found = self._seeing.get(quantization)
-        if found is None:
-            found = projector(self.spec, self.policy, quantization, flash=self.flash)
-            found = self._seeing[quantization] = found if self.images else NOTHING
-        return found
-
     def text_only(self) -> Allocation:
         """The same without what sees; what does not depend on it stays shared."""
         found = clone(self)
-        found.images = False
-        found._lines, found._needs, found._offloaded, found._seeing = {}, {}, {}, {}
+        found._ask(images=False)
         return found
 
     def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:
@@ -307,7 +203,7 @@ class Allocation:
         quantization, tokens, slots, cache_type = setting
         # Both are known nearly always: a call would cost as much as looking them up.
         load = self._loads.get((tokens, slots, place.copies))
-        context, cells, buffers, beside = load or self._load(tokens, slots, place.copies)
+        context, cells, buffers, beside = load or self.demand.load(tokens, slots, place.copies)
         line = self._lines.get((place, quantization, cache_type))
         _, device_expected, device_high = buffers
         over, lent_expected, lent_high = -(1 << 62), 0, 0
@@ -429,7 +325,7 @@ class Allocation:
 
     def least_count(self, setting: Setting, gpu: Device) -> int:
         """GPUs like this one that it takes at least: what is to be divided over what each has left."""
-        buffer = self._load(setting.context, setting.users, 4).buffer
+        buffer = self.demand.load(setting.context, setting.users, 4).buffer
         usable = gpu.budget - buffer[1] - self._runtime(gpu)[1]
         place = self.places()[-1]
         divided = sum(self.weights_on(setting.quantization, place)[:-1])

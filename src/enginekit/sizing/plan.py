@@ -14,7 +14,7 @@ from enginekit.sizing import advice, asked
 from enginekit.sizing.advice import excess
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.budget import Devices, devices
-from enginekit.sizing.calibration import Calibration
+from enginekit.sizing.calibration import NONE, Calibration
 from enginekit.sizing.compute import usual_ubatch
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Verdict
@@ -84,17 +84,20 @@ def plan(
     setting = Setting(quantization, context or 0, users, kind)
     if policy.allocation == "allocate":
         sizer: Allocation | Pooling = Allocation(
-            model, policy, found, ubatch or usual_ubatch(model, policy), images=images
+            model,
+            policy,
+            found,
+            ubatch or usual_ubatch(model, policy),
+            images=images,
+            flash=flash,
+            calibration=calibration or NONE,
         )
-        assert isinstance(sizer, Allocation)
-        sizer.flash = flash
         refusal = llamacpp_refusal(model, setting.cache_type, flash=flash)
         if refusal:
             raise ValueError(f"{refusal}: use {policy.cache_types[0]}")
     else:
         sizer = Pooling(model, policy, found, sequences=sequences, eager=eager, images=images)
-    if calibration is not None:
-        sizer.calibration = calibration
+        sizer.calibration = calibration or NONE
     setting, why, best = _with_context(sizer, setting, model, context)
     return _answer(sizer, setting, why, best, model, machine, source)
 

@@ -32,6 +32,17 @@ class Needs(NamedTuple):
         return fixed + self.compute[2] + self.projector[2] + self.runtime[2]
 
 
+class Part(NamedTuple):
+    """What the layers of one device keep."""
+
+    cells: tuple[int, ...]
+    """Cache bytes per cell, by window in the order of `CacheTable.windows`."""
+    state: int
+    """Bytes per slot."""
+    doubt: float
+    """Bytes per token that an unknown layout may need beyond `cells`."""
+
+
 class Row(NamedTuple):
     """One device of a placement with everything that does not depend on context and slots."""
 
