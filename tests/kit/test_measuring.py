@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from enginekit.errors import ConfigError
@@ -9,6 +11,7 @@ from enginekit.kit import planning
 from enginekit.kit.measuring import measure
 from enginekit.sizing.calibration import Measurement
 from tests.support.models import scripted_gguf
+from tests.support.scripted import write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +56,45 @@ def test_what_was_measured_moves_the_next_plan_of_this_computer_only(monkeypatch
 
 def test_a_damaged_line_of_the_file_is_passed_over():
     planning.calibration_file().parent.mkdir(parents=True)
-    planning.calibration_file().write_text('{"engine": "llamacpp"}\nnonsense\n')
+    good = {
+        "engine": "llamacpp",
+        "version": "1",
+        "architecture": "llama",
+        "backend": "cpu",
+        "term": "compute",
+        "estimated": 100,
+        "measured": 150,
+    }
+    lines = [
+        b'{"engine": "llamacpp"}',
+        b"nonsense",
+        b"\x00\xff torn",
+        json.dumps(good | {"estimated": "100"}).encode(),
+        json.dumps(good).encode(),
+        b"[" * 100_000,
+    ]
+    planning.calibration_file().write_bytes(b"\n".join(lines))
+    assert planning.measurements() == [Measurement(**good)]
+    assert planning.plan("smollm2:135m", context=4096).verdict == "fits"
+
+
+@pytest.mark.embedded
+def test_a_measured_load_that_cannot_be_kept_is_shown_all_the_same():
+    planning.calibration_file().mkdir(parents=True)
+    found = measure(scripted_gguf(), context=1024)
+    assert found.taken["compute"]
+    assert "not kept for later plans" in found.problem
     assert planning.measurements() == []
+
+
+@pytest.mark.embedded
+def test_a_model_that_embeds_is_measured_as_it_will_serve(tmp_path):
+    """A text as long as the context in one micro-batch, and a row of logits for each token."""
+    path = write_gguf(tmp_path / "embedder.gguf", pooling=1)
+    found = measure(path, context=2048)
+    assert found.taken["compute"] == pytest.approx(found.estimated["compute"], abs=8 << 20)
+    assert found.taken["compute"] > 2 * measure(scripted_gguf(), context=2048).taken["compute"]
+    assert "--embeddings" in found.plan.command
 
 
 def test_what_does_not_fit_is_not_loaded(monkeypatch):

@@ -390,6 +390,7 @@ def write_gguf(
     architecture: str = "llama",
     template: bool = True,
     omit: Sequence[str] = (),
+    pooling: int = 0,
 ) -> Path:
     """Write the model as one GGUF file.
 
@@ -398,6 +399,7 @@ def write_gguf(
         template: whether the file carries its chat template.
         omit: tensors to leave out, such as `("output_norm.weight",)`, for a file that is whole and
             yet cannot be loaded.
+        pooling: ggml's number of a pooling, for a file that says it makes embeddings; 0 without.
     """
     import gguf
 
@@ -405,6 +407,8 @@ def write_gguf(
     tensors = _tensors(made)
     out = gguf.GGUFWriter(str(path), architecture)
     out.add_name("scripted")
+    if pooling:
+        out.add_pooling_type(gguf.PoolingType(pooling))
     out.add_context_length(CONTEXT)
     out.add_embedding_length(WIDTH)
     out.add_block_count(1)

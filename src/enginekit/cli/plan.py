@@ -165,6 +165,7 @@ def _measured(taken: Measured) -> dict[str, Any]:
         "version": taken.version,
         "taken": dict(taken.taken),
         "estimated": dict(taken.estimated),
+        **({"problem": taken.problem} if taken.problem else {}),
     }
 
 
@@ -174,7 +175,8 @@ def _measured_lines(taken: Measured, width: int) -> list[str]:
         for term in TERMS
         if term in taken.taken
     ]
-    return _wrapped("measured", f"xllamacpp {taken.version} took " + ", ".join(pairs), width)
+    said = f"xllamacpp {taken.version} took " + ", ".join(pairs)
+    return _wrapped("measured", f"{said}; {taken.problem}" if taken.problem else said, width)
 
 
 def _write_page(path: Path, made: Plan, asked: planning.Question, settings: dict[str, Any]) -> None:

@@ -31,6 +31,8 @@ class Measured:
     version: str
     estimated: Mapping[str, int]
     taken: Mapping[str, int]
+    problem: str = ""
+    """Why later plans are not corrected by it: the file of measured loads cannot be written."""
 
 
 def measure(
@@ -51,11 +53,24 @@ def measure(
         EngineKitError: the model cannot be fetched or the server does not start.
     """
     from enginekit.launch._buffers import VERBOSE, buffers
+    from enginekit.launch._spec import CONTEXT
     from enginekit.launch.embedded import EmbeddedSpec, acquire
 
     path = embedded.fetch(os.fspath(model), progress=progress).path
+    model_spec = planning.model_of(path)
+    serves = model_spec.capabilities
+    embeds = bool(serves.embedding or serves.rerank)
+    if embeds:
+        # The embedded engine takes a text as long as its context in one micro-batch.
+        context = context or min(model_spec.context_length or CONTEXT, CONTEXT)
     made = planning.plan(
-        path, engine=ENGINE, context=context, users=users, cache_type=cache_type, calibrated=False
+        path,
+        engine=ENGINE,
+        context=context,
+        users=users,
+        cache_type=cache_type,
+        ubatch=context if embeds else None,
+        calibrated=False,
     )
     if made.verdict == "no":
         raise ConfigError(
@@ -66,7 +81,11 @@ def measure(
         () if cache_type is None else ("--cache-type-k", cache_type, "--cache-type-v", cache_type)
     )
     spec = EmbeddedSpec(
-        model_path=path, context=made.context, slots=users, extra_args=(*VERBOSE, *types)
+        model_path=path,
+        context=made.context,
+        slots=users,
+        embeddings=embeds,
+        extra_args=(*VERBOSE, *types),
     )
     with acquire(spec, budget=_BUDGET, progress=progress) as lease:
         with lease.log_path.open(encoding="utf-8", errors="replace") as log:
@@ -76,18 +95,20 @@ def measure(
         term: sum(device.terms[term].expected for device in made.devices if term in device.terms)
         for term in taken
     }
-    architecture = planning.model_of(path).architecture
+    problem = ""
     for term in TERMS:
         if taken.get(term) and estimated.get(term):
-            planning.remember(
-                Measurement(
-                    engine=registry.LAUNCHED[ENGINE],
-                    version=version,
-                    architecture=architecture,
-                    backend=made.devices[0].backend,
-                    term=term,
-                    estimated=estimated[term],
-                    measured=taken[term],
-                )
+            one = Measurement(
+                engine=registry.LAUNCHED[ENGINE],
+                version=version,
+                architecture=model_spec.architecture,
+                backend=made.devices[0].backend,
+                term=term,
+                estimated=estimated[term],
+                measured=taken[term],
             )
-    return Measured(plan=made, version=version, estimated=estimated, taken=taken)
+            try:
+                planning.remember(one)
+            except OSError as error:
+                problem = f"not kept for later plans: {error}"
+    return Measured(plan=made, version=version, estimated=estimated, taken=taken, problem=problem)

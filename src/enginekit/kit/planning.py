@@ -290,15 +290,17 @@ def measurements() -> list[Measurement]:
     import json
 
     try:
-        lines = calibration_file().read_text(encoding="utf-8").splitlines()
+        lines = calibration_file().read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     found = []
     for line in lines:
         try:
-            found.append(Measurement(**json.loads(line)))
-        except (ValueError, TypeError):
+            one = Measurement(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
+        if type(one.estimated) is int and type(one.measured) is int:
+            found.append(one)
     return found
 
 
