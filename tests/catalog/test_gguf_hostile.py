@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginekit.catalog import gguf
+from enginekit.catalog import describe, gguf
 from enginekit.errors import ModelFileError
+from enginekit.kit import planning
 from enginekit.sizing.kv_cache import llamacpp_cache
 from tests.catalog.gguf_writer import header, text, value
 from tests.catalog.test_gguf import LLAMA, TABLE, parse, spec_of
@@ -239,3 +241,28 @@ def test_values_that_are_kept_are_bounded(kind: str) -> None:
     with pytest.raises(ModelFileError, match="more than"):
         gguf.parse(read, size=None)
     assert sum(served.values()) < 100 << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    for name in ("m.gguf", "config.json"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ModelFileError, match="is no regular file"):
+            describe(tmp_path / name)
+    with pytest.raises(ModelFileError, match="is a folder"):
+        gguf.read_file(tmp_path)
+
+
+def test_a_folder_of_one_gguf_file_is_that_model(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "m-Q8_0.gguf").write_bytes(header(LLAMA, TABLE))
+    (tmp_path / "mmproj-F16.gguf").write_bytes(b"x" * 100)
+    assert describe(tmp_path).n_layers == 2
+    monkeypatch.chdir(tmp_path)
+    assert describe(".").n_layers == 2
+    assert " -m m-Q8_0.gguf " in planning.plan(".", hardware="rtx4090").command
+    (tmp_path / "qwen3-8b").mkdir()
+    assert " -hf " in planning.plan("qwen3-8b", hardware="rtx4090").command
+    (tmp_path / "other.gguf").write_bytes(header(LLAMA, TABLE))
+    with pytest.raises(ModelFileError, match=r"2 GGUF files: m-Q8_0\.gguf, other\.gguf") as told:
+        describe(tmp_path)
+    assert str(told.value.hint).startswith("enginekit plan ")

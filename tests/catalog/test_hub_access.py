@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from enginekit.catalog import _hub, describe_repo, describe_url
+from enginekit.catalog import _hub, describe_repo, describe_url, hub
 from enginekit.catalog._hub_names import HubName, hub_name, is_hub
 from enginekit.catalog.sources import parse_hub
 from enginekit.errors import ConfigError, DownloadError, ModelFileError, ModelNotFound
@@ -266,6 +266,33 @@ def test_a_folder_with_an_adapter_says_so_too(tmp_path: Path):
     with pytest.raises(ModelFileError, match="is an adapter") as told:
         planning.model_of(tmp_path)
     assert told.value.hint == "enginekit plan Qwen/Qwen3-8B"
+
+
+def test_a_split_file_of_which_a_part_is_missing_says_which(users: Server):
+    repository(users, {f"m-Q8_0-0000{part}-of-00003.gguf": b"" for part in (1, 3)})
+    with pytest.raises(ModelNotFound, match=r"m-Q8_0-00002-of-00003\.gguf is missing"):
+        planning.model_of(f"hf://{REPO}")
+    assert [seen.path for seen in users.requests] == [
+        f"/api/models/{REPO}/revision/main?blobs=true"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "wish", "chosen"),
+    [
+        (["m-BF16.gguf", "m-IQ4_XS.gguf", "m-Q6_K.gguf"], "", "m-IQ4_XS.gguf"),
+        (["m-F16.gguf", "m-IQ1_S.gguf", "m-Q5_K_S.gguf"], "", "m-Q5_K_S.gguf"),
+        (["mmproj-F16.gguf", "m-Q3_K_M.gguf", "imatrix.gguf"], "", "m-Q3_K_M.gguf"),
+        (["one.gguf", "two.gguf"], "", "one.gguf"),
+        (["m-IQ2_M.gguf"], "Q2_K", ""),
+        (["m-IQ3_XS.gguf"], "Q3_K", ""),
+        (["model.q4_k_m.gguf", "model.q4_k_s.gguf"], "q4_k_m", "model.q4_k_m.gguf"),
+        (["m-UD-Q4_K_XL.gguf", "m-Q4_K_M.gguf"], "UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+        (["fp16.gguf", "mine4bit.gguf"], "4bit", "mine4bit.gguf"),
+    ],
+)
+def test_of_several_files_the_one_that_was_meant(names: list[str], wish: str, chosen: str):
+    assert hub.choose_gguf(names, wish) == chosen
 
 
 def test_copies_of_the_weights_count_once(users: Server):

@@ -27,6 +27,7 @@ __all__ = [
     "describe_url",
     "find",
     "get",
+    "only_gguf",
     "suggestions",
 ]
 
@@ -63,7 +64,7 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
 def _is_path(name: str, path: Path) -> bool:
     if name.startswith(("hf://", "http")):
         return False
-    if name.startswith(("/", "./", "../", "~")) or path.is_absolute():
+    if name in (".", "..") or name.startswith(("/", "./", "../", "~")) or path.is_absolute():
         return True
     looks = name.endswith((".gguf", ".json", ".safetensors")) or os.sep in name
     return looks and path.exists()
@@ -121,12 +122,7 @@ def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
                 field="config.json",
                 hint=f"enginekit plan {base}" if isinstance(base, str) and base else None,
             )
-        found = sorted(file.name for file in place.glob("*.gguf"))
-        raise ModelFileError(
-            f"{place}: no config.json",
-            field="config.json",
-            hint=f"name the GGUF file: {found[0]}" if found else None,
-        )
+        return describe_file(only_gguf(place))
     config = _json(config_path)
     quant_path = place / "hf_quant_config.json"
     spec = hf_config.to_spec(
@@ -139,6 +135,28 @@ def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
     if not any(place.rglob("*.safetensors")):
         return spec
     return with_weights(spec, *safetensors.read_folder(place))
+
+
+def only_gguf(place: Path) -> Path:
+    """The one model of a folder of GGUF files; a projector beside it and further parts are no other.
+
+    Raises:
+        ModelFileError: there is none, or more than one.
+    """
+    from enginekit.catalog.gguf import split_names
+
+    names = sorted(file.name for file in place.glob("*.gguf") if "mmproj" not in file.name.lower())
+    found = [name for name in names if split_names(name)[0] == name]
+    if len(found) == 1:
+        return place / found[0]
+    listed = f", and {len(found)} GGUF files: {', '.join(found)[:200]}" if found else ""
+    raise ModelFileError(
+        f"{place}: no config.json{listed}",
+        field="config.json",
+        hint=f"enginekit plan {place / found[0]}"
+        if found
+        else "name a GGUF file, or a folder with config.json",
+    )
 
 
 def _template(place: Path) -> str | None:
@@ -157,6 +175,8 @@ def _json(path: Path) -> dict[str, Any]:
     from enginekit.catalog._keys import MAX_JSON
 
     try:
+        if not path.is_file():
+            raise ModelFileError(f"{path}: is no regular file", field=path.name)
         if path.stat().st_size > MAX_JSON:
             raise ModelFileError(
                 f"{path}: larger than {MAX_JSON >> 20} MiB, which no such file is", field=path.name

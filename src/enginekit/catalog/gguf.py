@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -428,6 +429,10 @@ def split_names(name: str) -> list[str]:
 
 def _read_part(path: Path) -> GgufHeader:
     try:
+        # Opening a pipe would wait for ever for somebody to write to it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "no regular file"
+            raise ModelFileError(f"{path}: is {what}", field="path")
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
 

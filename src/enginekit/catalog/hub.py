@@ -21,6 +21,7 @@ from enginekit.catalog._summary import with_weights
 from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
 from enginekit.facts.model import ModelNames, ModelSpec
 from enginekit.sizing.quantization import gguf_label
+from enginekit.sizing.weights import typical_bits
 
 Range = tuple[int, int] | None
 Fetch = Callable[[str, Mapping[str, str], Range], tuple[int, bytes]]
@@ -133,6 +134,13 @@ class Hub:
     def _gguf(self, repo: str, revision: str, files: Sequence[RepoFile], path: str) -> ModelSpec:
         sizes = {each.path: each.size for each in files}
         parts = gguf.split_names(path)
+        missing = [part for part in parts if part not in sizes]
+        if missing:
+            raise ModelNotFound(
+                f"{repo} has only some of the {len(parts)} parts of {path}: {missing[0]} is missing",
+                hint="choose another quantization (hf://owner/repo:QUANT) or revision (@REVISION)",
+                model=repo,
+            )
         headers = [
             gguf.parse(
                 self._reader(repo, revision, part),
@@ -366,10 +374,20 @@ def choose_gguf(names: Sequence[str], quantization: str = "") -> str:
         plain = wish.lower().replace("_", "").replace("-", "")
         exact = [n for n in firsts if plain in n.lower().replace("_", "").replace("-", "")]
         # `UD-Q4_K_XL` must not answer for `Q4_K`, nor `Q4_K_M` for `IQ4_K_M`: the shortest match.
-        labelled = [n for n in exact if _label_of(n) == gguf_label(wish)] or exact
+        labelled = [n for n in exact if _label_of(n) == gguf_label(wish)]
+        labelled = labelled or [n for n in exact if not _label_of(n)]
         if labelled:
             return min(labelled, key=lambda name: (len(name), name))
-    return "" if quantization else (firsts[0] if firsts else "")
+    if quantization or not firsts:
+        return ""
+    # None of the usual: the one nearest to what Q4_K_M takes, and of equals the first by name.
+    return min(sorted(firsts), key=lambda name: abs(_bits_of(name) - _bits_of("-Q4_K_M.gguf")))
+
+
+def _bits_of(name: str) -> float:
+    """Bits per weight by the label in a file's name; many where it says none."""
+    label = _label_of(name)
+    return typical_bits(label, 8_000_000_000) if label else 64.0
 
 
 def _first_parts(names: Sequence[str]) -> list[str]:

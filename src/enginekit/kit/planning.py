@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from enginekit import registry
 from enginekit.catalog import _hub
 from enginekit.catalog._hub_names import HubName, hub_name
-from enginekit.errors import ConfigError, DownloadError
+from enginekit.errors import ConfigError, DownloadError, ModelFileError
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.kit import embedded
@@ -275,7 +275,16 @@ def _local(model: str | os.PathLike[str]) -> str:
     if isinstance(model, str) and is_file_address(model):
         return urlsplit(model).path.rpartition("/")[2]
     path = Path(os.fspath(model)).expanduser()
-    return os.fspath(model) if path.exists() else ""
+    if not os.path.exists(path):
+        return ""
+    if path.is_dir() and not (path / "config.json").exists():
+        from enginekit.catalog import only_gguf
+
+        try:
+            return str(only_gguf(path))
+        except ModelFileError:  # a folder that only has the name of a model of the catalog
+            return ""
+    return os.fspath(model)
 
 
 def calibration_file() -> Path:
