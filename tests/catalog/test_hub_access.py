@@ -186,6 +186,24 @@ def test_what_names_no_repository_is_an_error(name: str):
         hub_name(name, "https://huggingface.co")
 
 
+@pytest.mark.parametrize("said", ["hf-mirror.com", "http://", "ftp://mirror", "https:///x"])
+def test_an_endpoint_that_is_no_address_is_named(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_ENDPOINT", said)
+    with pytest.raises(ConfigError, match=f"HF_ENDPOINT is '{said}'"):
+        planning.model_of(f"hf://{REPO}")
+    assert planning.model_of("qwen3-8b").n_layers == 36
+    file = tmp_path / "m.gguf"
+    file.write_bytes(gguf_file(0))
+    assert planning.model_of(str(file)).n_layers == 2
+
+
+def test_an_endpoint_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", " ")
+    assert _hub.endpoint() == "https://huggingface.co"
+
+
 def test_other_names_and_hosts_are_not_the_hubs():
     for name in (
         "qwen3:8b",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from enginekit.catalog.download import CONNECT_TIMEOUT, Remote, pool, proxy_for, within
-from enginekit.errors import DownloadError, ModelNotFound, describe_choices
+from enginekit.errors import ConfigError, DownloadError, ModelNotFound, describe_choices
 
 _PATIENCE = 15.0
 _TRUE = frozenset({"1", "on", "yes", "true"})
@@ -32,8 +33,18 @@ class HubFile:
 
 
 def endpoint() -> str:
-    """The Hub's address: `HF_ENDPOINT` or the public one."""
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    """The Hub's address: `HF_ENDPOINT` or the public one.
+
+    Raises:
+        ConfigError: the variable holds no address.
+    """
+    said = os.environ.get("HF_ENDPOINT", "").strip() or "https://huggingface.co"
+    if not re.match(r"https?://[^/?#]", said):
+        raise ConfigError(
+            f"HF_ENDPOINT is {said!r}, which is no address",
+            hint=f"HF_ENDPOINT=https://{said.rpartition('://')[2].strip('/') or 'HOST'}",
+        )
+    return said.rstrip("/")
 
 
 def token() -> str | None:

@@ -234,7 +234,11 @@ def _on_hub(name: str) -> HubName | None:
 
     if not name.startswith(("hf://", *SCHEMES)) and catalog.find(name) is not None:
         return None
-    return hub_name(name, _hub.endpoint())
+    try:
+        endpoint = _hub.endpoint()
+    except ConfigError:  # said when the Hub is asked: a file or a server needs no endpoint
+        endpoint = ""
+    return hub_name(name, endpoint)
 
 
 def _is_server(name: str) -> bool:
