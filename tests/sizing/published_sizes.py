@@ -139,8 +139,8 @@ def _served(line: dict[str, str], model: ModelSpec) -> int:
         compute_capability=(major, minor),
     )
     machine = Machine(gpus=(gpu,), memory=Memory(total_bytes=256 * GIB))
-    sizer = Allocation(model, CONTEXT, devices(machine, CONTEXT), int(line["ubatch"]))
-    sizer.images = False
+    found, ubatch = devices(machine, CONTEXT), int(line["ubatch"])
+    sizer = Allocation(model, CONTEXT, found, ubatch, images=False)
     slots = int(line["slots"])
     asked = Setting(line["quantization"], int(line["context"]) // slots, slots, line["cache_type"])
     shown = allocated_devices(sizer, asked, sizer.whole(1))
