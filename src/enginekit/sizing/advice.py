@@ -11,6 +11,7 @@ from typing import Any, Final
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.kinds import widest_heads
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
 from enginekit.sizing.policy import GIB, Policy
@@ -266,7 +267,7 @@ def _more_gpus(sizer: Sizer, setting: Setting) -> list[Fix]:
             place: Place = (
                 layered(sizer.n, sizer.devices.gpus)
                 if isinstance(sizer, Allocation)
-                else sizer.places()[-1]
+                else sizer.everywhere()
             )
             if excess(sizer, setting, place) <= 0:
                 return [Fix(change=f"{count} x {one.name}", cost="hardware", where="several GPUs")]
@@ -415,7 +416,11 @@ def notes(
     kind = other.format if other is not None and not kind else kind
     if kind and kind not in sizer.policy.formats and kind != "unknown":
         said.append(f"{label} is a {kind} format; this engine loads {sizer.policy.formats[0]}")
-    if isinstance(place, Shards) and place.tensor > max(model.kv_heads, 1) and not model.mla:
+    if (
+        isinstance(place, Shards)
+        and place.tensor > max(widest_heads(model)[1], 1)
+        and not model.mla
+    ):
         said.append(f"{model.kv_heads} KV heads over {place.tensor} GPUs: the cache is replicated")
     shm = machine.memory.shm_bytes
     if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:

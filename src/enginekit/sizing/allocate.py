@@ -55,6 +55,7 @@ class Allocation:
         self._rows: dict[tuple[tuple[int, ...], str], tuple[Row, ...]] = {}
         self._alike: dict[tuple[tuple[int, ...], str], list[tuple[Row, list[int]]]] = {}
         self._wholes: list[Placement] = []
+        self._roomy: dict[str, list[Placement]] = {}
         self._runtimes: dict[tuple[str, tuple[int, int] | None], Triple] = {}
         self._places: dict[tuple[int, int, int], Placement] = {}
 
@@ -262,9 +263,13 @@ class Allocation:
 
     def roomy(self, quantization: str) -> list[Placement]:
         """Of `places()` those that can hold the weights; no context or cache helps the others."""
-        table = self.weights(quantization)
-        size = table.layers[-1] + table.tail
-        return [place for place in self.places() if not place.gpus or size <= place.room]
+        found = self._roomy.get(quantization)
+        if found is None:
+            table = self.weights(quantization)
+            size = table.layers[-1] + table.tail
+            found = [place for place in self.places() if not place.gpus or size <= place.room]
+            self._roomy[quantization] = found
+        return found
 
     def passing(self, names: Sequence[str], test: Callable[[str], bool]) -> list[str]:
         """The quantizations that pass; where a wider one does, its narrower ones are not tested."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from enginekit.facts.model import Layer, Mla, ModelSpec
-from enginekit.sizing.kinds import kinds
+from enginekit.sizing.kinds import kinds, widest_heads
 from enginekit.sizing.kv_cache import NO_FLASH
 from enginekit.sizing.policy import ALL_LOGITS, MIB, Policy, Triple
 from enginekit.sizing.traits import PLAIN, TRAITS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compute:
+class Compute(NamedTuple):
     """llama.cpp's compute buffer on one device, in bytes."""
 
     layers: int
@@ -294,7 +293,7 @@ def compiled_planned(spec: ModelSpec, prefill: int, tensor: int = 1) -> int:
 
 def compiled_workspace(spec: ModelSpec, prefill: int, sequences: int, tensor: int = 1) -> int:
     """Bytes of MLC LLM's own workspaces for the model's inputs and for sampling."""
-    heads = max(spec.heads // tensor, 1)
+    heads = max(widest_heads(spec)[0] // tensor, 1)
     inputs = 4 * (prefill + sequences) + 2 * (2 * prefill + sequences) * heads * _dim(spec)
     return inputs + 20 * sequences + sequences * spec.vocab * 129 // 8
 
@@ -308,7 +307,7 @@ def compiled_compute(spec: ModelSpec, prefill: int, sequences: int, tensor: int 
         sequences: largest batch.
         tensor: shards.
     """
-    heads, kv_heads = max(spec.heads // tensor, 1), max(spec.kv_heads // tensor, 1)
+    heads, kv_heads = (max(count // tensor, 1) for count in widest_heads(spec))
     auxiliary = 88 * (sequences + 1) + 8 * prefill * (heads + 1) + 48 * MIB
     auxiliary += 4 * prefill * _dim(spec) * (heads + kv_heads)
     # It doubles what the library names, "for safety".

@@ -18,3 +18,9 @@ def kinds(spec: ModelSpec) -> tuple[tuple[Layer, tuple[int, ...]], ...]:
     for numbers in same.values():
         found.setdefault(spec.layers[numbers[0]], []).extend(numbers)
     return tuple((layer, tuple(sorted(numbers))) for layer, numbers in found.items())
+
+
+@lru_cache(maxsize=1024)
+def widest_heads(spec: ModelSpec) -> tuple[int, int]:
+    """Query heads and KV heads of the layers that have most; a spec looks at every layer for them."""
+    return spec.heads, spec.kv_heads

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from enginekit.facts.machine import Machine
@@ -362,19 +363,24 @@ def _ladder(sizer: Allocation | Pooling, setting: Setting) -> tuple[Quantization
 
     def on_gpus(name: str, *, margin: bool = True) -> bool:
         tried = Setting(name, *setting[1:])
-        places = sizer.roomy(name)[::-1]
-        return any(excess(sizer, tried, place, margin=margin) <= 0 for place in places)
+        places: Sequence[Placement | Shards] = sizer.roomy(name)
+        return any(excess(sizer, tried, place, margin=margin) <= 0 for place in reversed(places))
 
     fits = sizer.passing(names, on_gpus)
     rest = [name for name in names if name not in fits]
     tight = sizer.passing(rest, lambda name: on_gpus(name, margin=False))
     hosted = sizer.hosted(rest, setting) if isinstance(sizer, Allocation) else ()
     return tuple(
-        QuantizationFit(
-            name=name,
-            weight_bytes=sizer.weights(name).found.total,
-            verdict="fits" if name in fits else "tight" if name in tight else "no",
-            with_host=name in fits or name in hosted,
+        _fit(
+            name,
+            sizer.weights(name).found.total,
+            "fits" if name in fits else "tight" if name in tight else "no",
+            name in fits or name in hosted,
         )
         for name in names
     )
+
+
+@lru_cache(maxsize=8192)
+def _fit(name: str, size: int, verdict: Verdict, with_host: bool) -> QuantizationFit:
+    return QuantizationFit(name=name, weight_bytes=size, verdict=verdict, with_host=with_host)

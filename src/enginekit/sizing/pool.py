@@ -17,7 +17,7 @@ from enginekit.sizing.outcome import Where
 from enginekit.sizing.policy import Policy, Triple
 from enginekit.sizing.projector import NOTHING, divided, projector
 from enginekit.sizing.shards import padded, whole
-from enginekit.sizing.split import tensor_splits
+from enginekit.sizing.split import tensor_split, tensor_splits
 from enginekit.sizing.tables import WeightTable, weight_table
 
 
@@ -32,11 +32,16 @@ class Shards:
     """Of the smallest GPU, and what of the tightest can be had and counted on."""
     limit: int = field(init=False)
     budget: int = field(init=False)
+    room: int = field(init=False)
+    """What its GPUs can hold together."""
 
     def __post_init__(self) -> None:
+        # A question such as "with 64 of them?" repeats one object.
+        different = {id(gpu): gpu for gpu in self.gpus}.values()
         for name in ("total", "limit", "budget"):
-            least = min([getattr(gpu, name) for gpu in self.gpus])
+            least = min([getattr(gpu, name) for gpu in different])
             object.__setattr__(self, name, least)
+        object.__setattr__(self, "room", sum([gpu.limit for gpu in self.gpus]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,9 @@ class Pooling:
         self._places: tuple[Devices | None, list[Shards]] = (None, [])
         self._fixed: dict[tuple[str, int, int, int, int], Fixed] = {}
         self._besides: dict[tuple[int, int, int, int], tuple[Triple, Triple]] = {}
+        self._tables: dict[tuple[str, int], WeightTable] = {}
+        self._defaults: dict[int, tuple[int, int]] = {}
+        self._requests: dict[tuple[int, str, int, int, int], tuple[int, int]] = {}
 
     def places(self) -> list[Shards]:
         """GPU counts to try, fewest first; the CPU if the policy has such a build."""
@@ -109,14 +117,18 @@ class Pooling:
         self._places = self.devices, found
         return found
 
+    def everywhere(self) -> Shards:
+        """On all GPUs that can be used at once: the last of `places()`, without making the others."""
+        tensor, pipeline = tensor_split(self.spec, len(self.devices.gpus))
+        return Shards(self.devices.gpus[: tensor * pipeline], tensor, pipeline)
+
     def roomy(self, quantization: str) -> list[Shards]:
         """Of `places()` those that can hold the weights; no context or cache helps the others."""
-        found = []
-        for place in self.places():
-            size = self.weights(quantization, place.tensor).layers[-1]
-            if size <= sum([gpu.limit for gpu in place.gpus]):
-                found.append(place)
-        return found
+        return [
+            place
+            for place in self.places()
+            if self.weights(quantization, place.tensor).layers[-1] <= place.room
+        ]
 
     def passing(self, names: Sequence[str], test: Callable[[str], bool]) -> list[str]:
         """The quantizations that pass. Each is tested: kernels pad some with fewer bits to more."""
@@ -124,18 +136,27 @@ class Pooling:
 
     def rows(self, place: Shards, users: int) -> tuple[int, int]:
         """Batched tokens and sequences of the start-up run."""
-        tokens, sequences = rows_of(self.policy, place.total)
-        tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
+        found = self._defaults.get(place.total)
+        if found is None:
+            tokens, sequences = rows_of(self.policy, place.total)
+            tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
+            found = self._defaults[place.total] = tokens, sequences
+        tokens, sequences = found
         if self.own_rows is not None:
             return tokens, self.own_rows
         return tokens, max(sequences, users) if self.compiled else sequences
 
     def weights(self, quantization: str, tensor: int = 1) -> WeightTable:
         """Weights with what loading adds to the experts."""
-        pads = self.policy.expert_padding.get(quantization.lower())
-        gpus = self.devices.gpus
-        capability = gpus[0].capability if gpus else None
-        return weight_table(self.spec, quantization, padded(self.spec, pads, tensor, capability))
+        found = self._tables.get((quantization, tensor))
+        if found is None:
+            pads = self.policy.expert_padding.get(quantization.lower())
+            gpus = self.devices.gpus
+            capability = gpus[0].capability if gpus else None
+            factor = padded(self.spec, pads, tensor, capability)
+            found = weight_table(self.spec, quantization, factor)
+            self._tables[quantization, tensor] = found
+        return found
 
     def fixed(self, setting: Setting, place: Shards) -> Fixed:
         """Weights, activations and runtime of one GPU."""
@@ -167,8 +188,9 @@ class Pooling:
         ) // place.tensor
         if self.policy.whole_shards:
             size += whole(self.spec, setting.quantization, place.tensor) // place.pipeline
-        compute, runtime = self._beside(place, *self.rows(place, setting.users))
-        batched = self.rows(place, setting.users)[0] if self.policy.kept_images else 0
+        rows = self.rows(place, setting.users)
+        compute, runtime = self._beside(place, *rows)
+        batched = rows[0] if self.policy.kept_images else 0
         return Fixed(
             weights=(int(size * table.low), size, int(size * table.high)),
             compute=compute,
@@ -208,13 +230,20 @@ class Pooling:
             self.calibration.scaled("runtime", runtime),
         )
 
-    def room(self, setting: Setting, place: Shards, which: int = 1, *, margin: bool = True) -> int:
-        """Bytes of cache on the tightest GPU; `which` 2 is the cautious figure, 0 the hopeful."""
-        fixed = self.fixed(setting, place).total(which)
-        return (place.budget if margin else place.limit) - fixed
+    def room(self, setting: Setting, place: Shards) -> int:
+        """Bytes of cache on the tightest GPU that a plan may count on."""
+        return place.budget - self.fixed(setting, place).total(1)
 
     def request(self, setting: Setting, place: Shards) -> tuple[int, int]:
         """Bytes on each GPU of one request of full length: expected and high."""
+        batched = self.rows(place, setting.users)[0]
+        key = (setting.context, setting.cache_type, place.tensor, place.pipeline, batched)
+        found = self._requests.get(key)
+        if found is None:
+            found = self._requests[key] = self._requested(setting, place)
+        return found
+
+    def _requested(self, setting: Setting, place: Shards) -> tuple[int, int]:
         if not self.spec.causal or not self.spec.layers:
             return 0, 0
         if self.compiled:
@@ -232,7 +261,8 @@ class Pooling:
         """Bytes missing on the tightest GPU for all users at full length; 0 or less: none."""
         expected, high = self.request(setting, place)
         users = max(setting.users, 1)
-        over = expected * users - self.room(setting, place, 1, margin=margin)
+        fixed = self.fixed(setting, place)
+        over = expected * users + fixed.total(1) - (place.budget if margin else place.limit)
         # The GPUs of one plan are of one kind.
         limit = self.policy.token_limit.get(place.gpus[0].backend, 0)
         if limit and setting.context * users > limit:
@@ -241,7 +271,7 @@ class Pooling:
             ))  # fmt: skip
         if not margin:
             return over
-        return max(over, high * users - self.room(setting, place, 2, margin=False))
+        return max(over, high * users + fixed.total(2) - place.limit)
 
     def tokens(self, setting: Setting, place: Shards) -> int:
         """Tokens that the pool holds for requests of this length."""

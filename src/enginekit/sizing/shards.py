@@ -12,7 +12,7 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.quantization import weight_format
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
 def whole(spec: ModelSpec, quantization: str, tensor: int) -> int:
     """Bytes that each GPU holds beyond its share of the weights.
 

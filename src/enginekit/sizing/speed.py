@@ -168,19 +168,27 @@ def _rate(
         read = stage.weights if users == 1 else stage.weights_batch
         read += int((stage.cache_per_token * depth + 2 * stage.state) * users)
         exchange = _exchange(spec, stage, users)
-        for which in range(3):
-            step = read / (reach[which] * stage.bandwidth * stage.parallel)
-            if users > 1 and stage.flops:
-                share = (0.3, 0.4, 0.5)[which]
-                work = 2 * active * stage.share * users / (stage.flops * stage.parallel * share)
-                step = max(step, work)
-            seconds[which] += step + exchange
-    weights = sum(stage.weights for stage in stages)
-    low, expected, high = (
-        users / (taken + _step(stages[-1].backend, 2 - which, weights))
-        for which, taken in enumerate(seconds)
+        bandwidth, parallel = stage.bandwidth, stage.parallel
+        # Low, expected and high one by one: a plan asks twice or more.
+        steps = [
+            read / (reach[0] * bandwidth * parallel),
+            read / (reach[1] * bandwidth * parallel),
+            read / (reach[2] * bandwidth * parallel),
+        ]
+        if users > 1 and stage.flops:
+            work = 2 * active * stage.share * users
+            for which, share in enumerate((0.3, 0.4, 0.5)):
+                steps[which] = max(steps[which], work / (stage.flops * parallel * share))
+        seconds[0] += steps[0] + exchange
+        seconds[1] += steps[1] + exchange
+        seconds[2] += steps[2] + exchange
+    fade = max(0.0, 1 - sum([stage.weights for stage in stages]) / _FADE)
+    band = _STEP_SECONDS.get(stages[-1].backend, _STEP_SECONDS["cuda"])
+    return Rate(
+        low=users / (seconds[0] + band[2] / 1000 * fade),
+        expected=users / (seconds[1] + band[1] / 1000 * fade),
+        high=users / (seconds[2] + band[0] / 1000 * fade),
     )
-    return Rate(low=low, expected=expected, high=high)
 
 
 def _exchange(spec: ModelSpec, stage: Stage, users: int) -> float:
@@ -191,11 +199,6 @@ def _exchange(spec: ModelSpec, stage: Stage, users: int) -> float:
     latency = 8e-6 if link > _SLOW_LINK else 20e-6
     size = 2 * spec.hidden * users
     return 2 * spec.n_layers * stage.share * (latency + size / link)
-
-
-def _step(backend: str, which: int, read: int) -> float:
-    band = _STEP_SECONDS.get(backend, _STEP_SECONDS["cuda"])
-    return band[which] / 1000 * max(0.0, 1 - read / _FADE)
 
 
 @lru_cache(maxsize=1024)
@@ -233,8 +236,11 @@ def _reason(stages: Sequence[Stage]) -> str:
     for stage in stages:
         if not stage.bandwidth:
             return f"memory bandwidth of the {stage.backend} device is not known"
-        low, _, high = DECODE[stage.backend]
-        parts.append(
-            f"{stage.backend} {stage.bandwidth / 1e9:.0f} GB/s, {low:.0%} to {high:.0%} reached"
-        )
+        parts.append(_reached(stage.backend, stage.bandwidth))
     return "; ".join(dict.fromkeys(parts))
+
+
+@lru_cache(maxsize=1024)
+def _reached(backend: str, bandwidth: int) -> str:
+    low, _, high = DECODE[backend]
+    return f"{backend} {bandwidth / 1e9:.0f} GB/s, {low:.0%} to {high:.0%} reached"

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device
+from enginekit.sizing.kinds import widest_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,14 +85,19 @@ def tensor_splits(spec: ModelSpec, available: int) -> Iterator[tuple[int, int]]:
     Heads must divide evenly. Pipeline stages are tried where tensor parallelism alone cannot use
     the GPUs.
     """
-    heads = max(spec.heads, 1)
     seen = set()
     for count in gpu_counts(available):
-        tensor = next(t for t in range(count, 0, -1) if heads % t == 0 and count % t == 0)
-        pipeline = min(count // tensor, max(spec.n_layers, 1))
-        if (tensor, pipeline) not in seen:
-            seen.add((tensor, pipeline))
-            yield tensor, pipeline
+        split = tensor_split(spec, count)
+        if split not in seen:
+            seen.add(split)
+            yield split
+
+
+def tensor_split(spec: ModelSpec, count: int) -> tuple[int, int]:
+    """Tensor and pipeline parallel degrees for so many GPUs."""
+    heads = max(widest_heads(spec)[0], 1)
+    tensor = next(t for t in range(count, 0, -1) if heads % t == 0 and count % t == 0)
+    return tensor, min(count // tensor, max(spec.n_layers, 1))
 
 
 def largest(fits: Callable[[int], int], low: int, high: int) -> int:

@@ -133,12 +133,14 @@ class CacheTable:
         streams = 1 if unified else slots
         each, sharing = context // streams, slots if unified else 1
         return tuple(
-            (
-                window,
-                sums,
-                streams * pad(min(each, window * sharing + ubatch)) if window else context,
-            )
-            for window, sums in self.windows
+            [
+                (
+                    window,
+                    sums,
+                    streams * pad(min(each, window * sharing + ubatch)) if window else context,
+                )
+                for window, sums in self.windows
+            ]
         )
 
     def per_token(self, first: int, last: int) -> int:
