@@ -260,6 +260,11 @@ def test_a_folder_of_one_gguf_file_is_that_model(tmp_path: Path, monkeypatch: An
     monkeypatch.chdir(tmp_path)
     assert describe(".").n_layers == 2
     assert " -m m-Q8_0.gguf " in planning.plan(".", hardware="rtx4090").command
+    # Repositories of GGUF files often carry the original's configuration along.
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert describe(tmp_path).format == "gguf"
+    assert " -m m-Q8_0.gguf " in planning.plan(".", hardware="rtx4090").command
+    (tmp_path / "config.json").unlink()
     (tmp_path / "qwen3-8b").mkdir()
     assert " -hf " in planning.plan("qwen3-8b", hardware="rtx4090").command
     (tmp_path / "other.gguf").write_bytes(header(LLAMA, TABLE))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from enginekit.catalog import describe_repo, describe_url, gguf, hub
-from enginekit.errors import DownloadError, ModelFileError, ModelNotFound
+from enginekit.errors import ConfigError, DownloadError, ModelFileError, ModelNotFound
 from enginekit.kit import planning
 from tests.catalog.configs import CATALOG
 from tests.catalog.gguf_writer import header
@@ -263,6 +264,22 @@ def test_a_gguf_at_an_address_is_described_by_its_header(server: Server) -> None
     assert (spec.format, spec.n_layers, spec.name) == ("gguf", 2, "big")
     assert bodies(server) <= hub.WINDOW
     assert "authorization" not in server.requests[0].headers
+
+
+def test_capitals_in_an_ending_are_an_ending(
+    server: Server, tmp_path: Path, monkeypatch: Any
+) -> None:
+    server.on("/M.GGUF", ranged(gguf_file(0)))
+    assert planning.model_of(f"{server.url}/M.GGUF").n_layers == 2
+    (tmp_path / "M.GGUF").write_bytes(gguf_file(0))
+    monkeypatch.chdir(tmp_path)
+    assert planning.model_of("M.GGUF").n_layers == 2
+
+
+@pytest.mark.parametrize("address", ["http://", "https:///x", "http://#model"])
+def test_an_address_without_a_host_is_said_to_be_one(address: str) -> None:
+    with pytest.raises(ConfigError, match="names no host"):
+        planning.plan(address, hardware="rtx4090")
 
 
 def test_all_parts_of_a_split_file_are_read_and_a_page_of_the_hub_stands_for_its_file(

@@ -222,8 +222,9 @@ def test_a_checkpoint_folder_is_counted_once_and_by_part(tmp_path: Path) -> None
     assert describe(tmp_path) == describe(tmp_path / "config.json") == spec
 
 
-def test_a_folder_without_config_names_the_gguf_in_it(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"")
+def test_a_folder_without_config_names_the_gguf_files_in_it(tmp_path: Path) -> None:
+    for name in ("m.gguf", "n.gguf"):
+        (tmp_path / name).write_bytes(b"")
     with pytest.raises(ModelFileError, match=r"no config\.json") as caught:
         describe(tmp_path)
     assert "m.gguf" in str(caught.value.hint)

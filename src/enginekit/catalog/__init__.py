@@ -27,6 +27,7 @@ __all__ = [
     "describe_url",
     "find",
     "get",
+    "holds_gguf",
     "only_gguf",
     "suggestions",
 ]
@@ -49,7 +50,7 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
     if not isinstance(model, str) or _is_path(name, path):
         return describe_folder(path) if path.is_dir() else describe_file(path)
     if find(name) is None and not name.startswith(("hf://", "http")):
-        if name.endswith(".gguf"):
+        if name.lower().endswith(".gguf"):
             return describe_file(path)
         if name and os.path.isfile(path / "config.json"):
             # A folder beside us, named without ./; the catalog's own names come first. Path.is_file
@@ -66,7 +67,7 @@ def _is_path(name: str, path: Path) -> bool:
         return False
     if name in (".", "..") or name.startswith(("/", "./", "../", "~")) or path.is_absolute():
         return True
-    looks = name.endswith((".gguf", ".json", ".safetensors")) or os.sep in name
+    looks = name.lower().endswith((".gguf", ".json", ".safetensors")) or os.sep in name
     return looks and path.exists()
 
 
@@ -123,6 +124,8 @@ def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
                 hint=f"enginekit plan {base}" if isinstance(base, str) and base else None,
             )
         return describe_file(only_gguf(place))
+    if holds_gguf(place):
+        return describe_file(only_gguf(place))
     config = _json(config_path)
     quant_path = place / "hf_quant_config.json"
     spec = hf_config.to_spec(
@@ -135,6 +138,11 @@ def describe_folder(folder: str | os.PathLike[str]) -> ModelSpec:
     if not any(place.rglob("*.safetensors")):
         return spec
     return with_weights(spec, *safetensors.read_folder(place))
+
+
+def holds_gguf(place: Path) -> bool:
+    """Whether the model of a folder is a GGUF file, whatever configuration lies beside it."""
+    return any(place.glob("*.gguf")) and not any(place.rglob("*.safetensors"))
 
 
 def only_gguf(place: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from enginekit import registry
-from enginekit.catalog import _hub
+from enginekit.catalog import _hub, holds_gguf, only_gguf
 from enginekit.catalog._hub_names import HubName, hub_name
 from enginekit.errors import ConfigError, DownloadError, ModelFileError
 from enginekit.facts.machine import Machine
@@ -281,9 +281,7 @@ def _local(model: str | os.PathLike[str]) -> str:
     path = Path(os.fspath(model)).expanduser()
     if not os.path.exists(path):
         return ""
-    if path.is_dir() and not (path / "config.json").exists():
-        from enginekit.catalog import only_gguf
-
+    if path.is_dir() and (holds_gguf(path) or not (path / "config.json").exists()):
         try:
             return str(only_gguf(path))
         except ModelFileError:  # a folder that only has the name of a model of the catalog

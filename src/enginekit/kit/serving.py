@@ -50,7 +50,7 @@ def is_file_address(name: str) -> bool:
     if not name.startswith(("http://", "https://")):
         return False
     try:
-        return urlsplit(name).path.endswith(".gguf")
+        return urlsplit(name).path.lower().endswith(".gguf")
     except ValueError as error:
         raise ConfigError(f"{name!r} is no address: {error}") from error
 
@@ -66,6 +66,8 @@ def model_of_server(address: str) -> Served:
     from enginekit.kit.client import Client
 
     url, _, name = address.partition("#")
+    if not address.startswith("unix://") and not urlsplit(url).hostname:
+        raise ConfigError(f"{address!r} names no host", hint="enginekit plan http://HOST:PORT")
     client = Client({"base_url": url, "model": name or None}, where="model")
     try:
         facts = client.connect()
