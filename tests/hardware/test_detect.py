@@ -11,6 +11,7 @@ import threading
 import time
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -293,6 +294,14 @@ def test_look_tells_missing_broken_and_slow_tools_apart(tmp_path: Path):
         look.run("slow")
     with pytest.raises(ProbeTimeoutError, match="no time left"):
         look.run("broken")
+
+
+def test_a_busy_computer_has_no_slower_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that took 0.04 s of the processor's time while 0.2 s passed on the wall."""
+    wall, own = iter((0.0, 0.1, 0.2)), iter((0.0, 0.04))
+    clock = SimpleNamespace(perf_counter=lambda: next(wall), thread_time=lambda: next(own))
+    monkeypatch.setattr(cpu, "time", clock)
+    assert cpu.measure_bandwidth(seconds=0.15, threads=1) == round(2 * 64 * 2**20 / 0.04)
 
 
 def test_measured_bandwidth_is_a_plausible_rate():

@@ -267,7 +267,9 @@ def measure_bandwidth(
     """Bytes per second that copying reaches, read and write counted; about 80 % of nominal.
 
     Each thread copies blocks of 64 MiB, far larger than a cache, until the time is over, and takes
-    128 MiB while it runs. Eight threads at most, and no more than have room.
+    128 MiB while it runs. Eight threads at most, and no more than have room. What each reaches counts
+    per second of its own processor time: other programs that keep the cores busy at this moment do
+    not make the memory slower for all plans to come.
 
     Args:
         seconds: how long to copy.
@@ -283,7 +285,7 @@ def measure_bandwidth(
         count = min(count, room // (2 * block))
     if count < 1:
         return None
-    copied = [0] * count
+    rates = [0.0] * count
     # Taken here: a thread that fails for want of memory would leave the others waiting.
     pairs = [
         (ctypes.create_string_buffer(block), ctypes.create_string_buffer(block))
@@ -297,10 +299,11 @@ def measure_bandwidth(
         ctypes.memset(target, 2, block)
         with suppress(threading.BrokenBarrierError):
             barrier.wait()
-            end = time.perf_counter() + seconds
-            while time.perf_counter() < end:
+            end, begun, copied = time.perf_counter() + seconds, time.thread_time(), 0
+            while time.perf_counter() < end or not copied:
                 ctypes.memmove(target, source, block)
-                copied[slot] += 2 * block
+                copied += 2 * block
+            rates[slot] = copied / max(time.thread_time() - begun, 0.05 * seconds)
 
     workers = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(count)]
     try:
@@ -310,10 +313,9 @@ def measure_bandwidth(
         barrier.abort()
         raise
     barrier.wait()
-    begun = time.perf_counter()
     for worker in workers:
         worker.join()
-    return round(sum(copied) / max(time.perf_counter() - begun, 1e-9))
+    return round(sum(rates))
 
 
 def _with_modules(cpu: Cpu, modules: list[Mapping[str, Any]]) -> Cpu:
