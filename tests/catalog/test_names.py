@@ -37,6 +37,20 @@ from tests.catalog.configs import CATALOG
         ("gpt-oss:20b", "gpt-oss-20b", ""),
         ("deepseek-r1:14b", "deepseek-r1-distill-qwen-14b", ""),
         ("nomic-embed-text", "nomic-embed-text-v1.5", ""),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama3.1-8b", ""),
+        ("meta-llama/Meta-Llama-3.1-70B-Instruct", "llama3.1-70b", ""),
+        ("llama 3.1 8b", "llama3.1-8b", ""),
+        ("llama_3.1_8b_instruct", "llama3.1-8b", ""),
+        ("llama3", "llama3-8b", ""),
+        ("gptoss-20b", "gpt-oss-20b", ""),
+        ("gptoss:120b", "gpt-oss-120b", ""),
+        ("mistral-7b-instruct", "mistral-7b-v0.3", ""),
+        ("deepseekv3", "deepseek-v3", ""),
+        ("qwen 3 8b", "qwen3-8b", ""),
+        ("phi-4", "phi4", ""),
+        ("glm4.7", "glm-4.7", ""),
+        ("Qwen3-4B-Instruct-2507", "qwen3-4b-2507", ""),
+        ("unsloth/Qwen3-4B-Instruct-2507-GGUF:Q8_0", "qwen3-4b-2507", "Q8_0"),
     ],
 )
 def test_spellings(written: str, entry: str, quantization: str) -> None:
@@ -67,7 +81,8 @@ def test_no_alias_means_two_models() -> None:
         ("qwen3-8", "qwen3-8b"),
         ("gema3-27b", "gemma3-27b"),
         ("Qwen/Qwen3-8C", "qwen3-8b"),
-        ("deepseekv3", "deepseek-v3"),
+        ("deepseekv4", "deepseek-v3"),
+        ("llama3-18b", "llama3-8b"),
     ],
 )
 def test_a_near_miss_is_named(wrong: str, near: str) -> None:
@@ -76,6 +91,23 @@ def test_a_near_miss_is_named(wrong: str, near: str) -> None:
         describe(wrong)
     assert near in caught.value.near
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kin"),
+    [
+        ("llama3.1:13b", "llama3.1-"),
+        ("qwen3:7b", "qwen3-"),
+        ("gemma3:13b", "gemma3-"),
+        ("gpt-oss:40b", "gpt-oss-"),
+        ("qwen2.5-coder:70b", "qwen2.5-coder-"),
+    ],
+)
+def test_a_size_that_does_not_exist_names_the_sizes_that_do(wrong: str, kin: str) -> None:
+    assert find(wrong) is None
+    near = suggestions(wrong)
+    assert near[0].startswith(kin)
+    assert near[1].startswith(kin)
 
 
 def test_nonsense_has_no_suggestion() -> None:
@@ -138,12 +170,14 @@ def test_a_format_in_a_repository_name_is_understood() -> None:
 
 def test_a_folder_beside_us_needs_no_dot_but_gives_way_to_the_catalog(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("mine", "llama3.1"):
+    for name in ("mine", "llama3.1", "llama_3.1"):
         (tmp_path / name).mkdir()
         config = CATALOG["llama3.2-1b"] | {"num_hidden_layers": 3}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert describe("mine").n_layers == 3
     assert describe("llama3.1").n_layers == 32
+    assert describe("llama_3.1").n_layers == 3
+    assert describe("llama 3.1").n_layers == 32
     assert describe("./llama3.1").n_layers == 3
 
 

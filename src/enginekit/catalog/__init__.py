@@ -49,7 +49,7 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
     path = Path(name).expanduser()
     if not isinstance(model, str) or _is_path(name, path):
         return describe_folder(path) if path.is_dir() else describe_file(path)
-    if find(name) is None and not name.startswith(("hf://", "http")):
+    if find(name, loosely=False) is None and not name.startswith(("hf://", "http")):
         if name.lower().endswith(".gguf"):
             return describe_file(path)
         if name and os.path.isfile(path / "config.json"):

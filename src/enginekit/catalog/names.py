@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing.quantization import gguf_label, weight_format
 
 _PREFIXES = ("hf://", "hf.co/", "huggingface.co/", "https://huggingface.co/", "ollama://")
+_JOINT = re.compile(r"[-_: ]+")
+_LOOSE = re.compile(r"(?<![0-9])-|-(?![0-9])")  # between two digits it tells llama3-18b from 3.1-8b
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +52,29 @@ def _index() -> Mapping[str, str]:
     return MappingProxyType(index)
 
 
+@cache
+def _squeezed_index() -> Mapping[str, str]:
+    """Every spelling without its joints to the one entry it means; none that means two."""
+    index: dict[str, str] = {}
+    for spelling, name in _index().items():
+        if index.setdefault(_squeezed(spelling), name) != name:
+            index[_squeezed(spelling)] = ""
+    return MappingProxyType({key: name for key, name in index.items() if name})
+
+
+def _squeezed(spelling: str) -> str:
+    """`gpt oss_20b`, `gptoss:20b` and `gpt-oss-20b` alike."""
+    return _LOOSE.sub("", _JOINT.sub("-", spelling))
+
+
 def catalog_names() -> tuple[str, ...]:
     """Every entry, in the order of the table."""
     return tuple(_table.rows())
 
 
 @cache
-def find(name: str) -> Match | None:
-    """The entry that a name means, or None."""
+def find(name: str, *, loosely: bool = True) -> Match | None:
+    """The entry that a name means, or None; loosely, dashes and spaces may be missing."""
     wanted = name.strip().lower()
     for prefix in _PREFIXES:
         wanted = wanted.removeprefix(prefix)
@@ -65,7 +83,8 @@ def find(name: str) -> Match | None:
     found = index.get(wanted)
     if found is not None:
         return Match(name=found)
-    return _with_quantization(wanted, index)
+    loose = _squeezed_index().get(_squeezed(wanted)) if loosely else None
+    return _with_quantization(wanted, index) or (Match(name=loose) if loose else None)
 
 
 def _with_quantization(wanted: str, index: Mapping[str, str]) -> Match | None:
@@ -111,11 +130,20 @@ def get(name: str) -> Match:
 
 
 def suggestions(name: str, count: int = 3) -> tuple[str, ...]:
-    """The nearest catalog names, best first."""
+    """The nearest catalog names, best first: other sizes of what was asked before others."""
     wanted = name.strip().lower().rsplit("/", 1)[-1].replace(":", "-")[:200]
     index = _index()
+    kind = _kind(wanted)
+    kin = [spelling for spelling in index if _kind(spelling) == kind] if kind else []
     found: list[str] = []
-    for spelling in difflib.get_close_matches(wanted, list(index), n=4 * count, cutoff=0.55):
-        if index[spelling] not in found:
-            found.append(index[spelling])
+    for among in (kin, list(index)):
+        for spelling in difflib.get_close_matches(wanted, among, n=4 * count, cutoff=0.55):
+            if index[spelling] not in found:
+                found.append(index[spelling])
     return tuple(found[:count])
+
+
+def _kind(spelling: str) -> str:
+    """What a name says before its size: `llama3.1` of `llama3.1:13b`."""
+    head = re.split(r"[-:](?=[a-z]?[0-9]+(?:\.[0-9]+)?[bm](?:[-:]|$))", spelling, maxsplit=1)
+    return _squeezed(head[0]) if len(head) > 1 else ""
