@@ -32,6 +32,18 @@ PLANNED, LOADED, POOLED = DATA / "planned.csv", DATA / "loaded.csv", DATA / "vll
 MIB = 2**20
 CONTEXTS = ((4096, 1), (32768, 4), (131072, 1))
 TABLE_TWICE = ("gemma4",)
+LOADS = (
+    (2048, 1, ""),
+    (8192, 1, ""),
+    (8192, 4, ""),
+    (8192, 1, "-ctk q8_0 -ctv q8_0"),
+    (8192, 1, "-ctk q4_0 -ctv q4_0"),
+    (8192, 1, "-ub 2048"),
+    (8192, 4, "-np 4"),
+    (8192, 1, "-fa off"),
+    (8192, 1, "--embeddings --pooling mean"),
+)
+"""Context, slots and a setting of `tests.oracle.test_settings`."""
 
 HEAD = """# Accuracy
 
@@ -105,17 +117,19 @@ def _planned() -> Iterator[dict[str, object]]:
 
 def _loaded() -> Iterator[dict[str, object]]:
     from tests.oracle.load import load
+    from tests.oracle.test_settings import SETTINGS, sent
     from tests.support import models
 
     path = models.smollm2()
-    for context, slots in ((2048, 1), (8192, 1), (8192, 4)):
-        got = load(path, context, slots)
+    for context, slots, words in LOADS:
+        got = load(path, context, slots, sent(SETTINGS[words]) if words else None)
         yield {
             "model": "smollm2-135m",
             "file": path.name,
             "weight_bytes": describe(path).weight_bytes,
             "context": context,
             "slots": slots,
+            "setting": words,
             "weights": got.plan.model,
             "cache": f"{sum(mib for *_, mib in got.plan.caches):.2f}",
             "compute": f"{got.plan.compute_exact:.2f}",
@@ -217,6 +231,9 @@ def render() -> str:
 
 
 def _loaded_table() -> Iterator[str]:
+    from tests.oracle.test_settings import SETTINGS
+    from tests.oracle.test_settings import estimate as with_setting
+
     low, expected, high = (size / MIB for size in CONTEXT.runtime["cpu"])
     rows = _rows(LOADED)
     yield "## Against a real load\n"
@@ -224,18 +241,23 @@ def _loaded_table() -> Iterator[str]:
         f"{rows[0]['file']}, loaded by xllamacpp {rows[0]['xllamacpp']} in a process of its own and "
         "warmed up. The three columns are from its log; resident is what the process grew by, which "
         f"the estimate sees as their sum and a runtime of {low:.0f} to {high:.0f} MiB "
-        f"({expected:.0f} expected). Ours / measured:\n"
+        f"({expected:.0f} expected); what of the buffers no request has touched is not resident. "
+        "Ours / measured:\n"
     )
-    yield "| context | slots | weights | cache | compute | sum and runtime | resident |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| context | slots | setting | weights | cache | compute | sum and runtime | resident |"
+    yield "|---|---|---|---|---|---|---|---|"
     spec = describe(rows[0]["model"])
     for row in rows:
         theirs = _sizes(row)
         ours = estimate(spec, "Q4_1", int(row["context"]), int(row["slots"]))
+        if row["setting"]:
+            sizes = with_setting(spec, SETTINGS[row["setting"]], int(row["context"]))
+            ours = Sizes(ours.weights, sizes[0] / MIB, sizes[1] / MIB)
         file = int(row["weight_bytes"]) / MIB
         total = file + ours.cache + ours.compute
         yield (
-            f"| {row['context']} | {row['slots']} | {file:.1f} / {theirs.weights:.0f} "
+            f"| {row['context']} | {row['slots']} | {row['setting']} "
+            f"| {file:.1f} / {theirs.weights:.0f} "
             f"| {ours.cache:.2f} / {theirs.cache:.2f} | {ours.compute:.2f} / {theirs.compute:.2f} "
             f"| {total + low:.0f} to {total + high:.0f} | {row['resident']} |"
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.oracle.log import Breakdown, parse
 from tests.support import models
@@ -22,13 +24,17 @@ class Loaded:
     """Bytes by which the process grew."""
 
 
-def load(path: Path, context: int, slots: int = 1) -> Loaded:
-    """Start, measure, end.
+def load(
+    path: Path, context: int, slots: int = 1, settings: Mapping[str, Any] | None = None
+) -> Loaded:
+    """Start, measure, end. `settings` are those of `tests.oracle.child`.
 
     Raises:
         RuntimeError: the model did not load.
     """
-    order = json.dumps({"path": str(path), "context": context, "slots": slots})
+    order = json.dumps(
+        {"path": str(path), "context": context, "slots": slots} | {"settings": settings or {}}
+    )
     done = subprocess.run(
         [sys.executable, str(CHILD), order],
         capture_output=True,

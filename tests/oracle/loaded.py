@@ -1,6 +1,6 @@
 """A small real model loaded by the real llama.cpp: its log, and what the process really took.
 
-Run by path with a JSON object (`path`, `context`, `slots`) as argument; imports nothing of
+Run by path with a JSON object (`path`, `context`, `slots`, `settings`) as argument; imports nothing of
 enginekit. llama.cpp's log goes to standard error; standard output gets one line of JSON with the
 resident memory before and after the load and a warm-up, which touches every weight.
 """
@@ -34,6 +34,10 @@ def main() -> None:
     params.warmup = True
     params.port = 0
     params.cache_ram_mib = 0
+    for name, setting in order.get("settings", {}).items():
+        if isinstance(setting, list):  # an enumeration of xllamacpp and its member
+            setting = getattr(getattr(xllamacpp, setting[0]), setting[1])
+        setattr(params, name, setting)
     server = xllamacpp.Server(params)
     line = {"before": before, "after": resident(), "url": server.listening_address}
     os.write(report, json.dumps(line).encode() + b"\n")

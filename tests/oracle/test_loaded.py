@@ -15,6 +15,7 @@ from enginekit.sizing.weights import weights
 from tests.oracle.conftest import needs_llamacpp
 from tests.oracle.load import Loaded, load
 from tests.oracle.log import MIB
+from tests.oracle.test_settings import SETTINGS, estimate, sent
 from tests.support import models
 
 pytestmark = [needs_llamacpp, pytest.mark.embedded]
@@ -43,6 +44,22 @@ def test_a_model_of_one_layer() -> None:
 @pytest.mark.parametrize(("context", "slots"), [(2048, 1), (8192, 4)])
 def test_smollm2_takes_what_was_estimated(context: int, slots: int) -> None:
     _check(models.smollm2(), context, slots)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["-ctk q4_0 -ctv q4_0", "-ub 2048", "-np 4", "-fa off", "--embeddings --pooling mean"],
+)
+def test_a_setting_of_a_real_load(words: str) -> None:
+    path, given = models.smollm2(), SETTINGS[words]
+    spec = describe(path)
+    got = load(path, 4096, given.get("slots", 1), sent(given))
+    cache, compute = estimate(spec, given, 4096)
+    assert sum(mib for *_, mib in got.plan.caches) == pytest.approx(cache / MIB, abs=0.02)
+    assert got.plan.compute_exact == pytest.approx(compute / MIB, rel=0.05, abs=0.5)
+    highest = weights(spec).total + cache + compute + CONTEXT.runtime["cpu"][2]
+    # Pages of cache and buffer that no request has touched are not resident.
+    assert 0.98 * got.resident <= highest <= got.resident + cache + compute + 300 * MIB
 
 
 def test_a_measured_load_corrects_the_next_estimate_of_the_same_kind() -> None:

@@ -78,14 +78,14 @@ def sent(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def estimate(spec: ModelSpec, given: Mapping[str, Any]) -> tuple[int, int]:
+def estimate(spec: ModelSpec, given: Mapping[str, Any], context: int = CONTEXT) -> tuple[int, int]:
     """Cache and compute buffer in bytes."""
     slots, unified = given.get("slots", 1), given.get("unified", True)
     ubatch, flash = given.get("ubatch", 512), given.get("flash", True)
     kind = given.get("cache", "f16")
     cache = llamacpp_cache(
         spec,
-        CONTEXT,
+        context,
         slots=slots,
         unified=unified,
         type_k=kind,

@@ -3,7 +3,8 @@
     PYTHON tests/oracle/vllm_loaded.py ORDERS
 
 Imports nothing of enginekit. ORDERS has one JSON object a line: `name`, `path` (a folder with
-config.json), `load_format` (`dummy` needs no weights), `length`, `pool` in bytes. Each model is
+config.json), `load_format` (`dummy` needs no weights), `length`, `pool` in bytes, and `settings` that
+go to `LLM` as they are. Each model is
 loaded in turn, in this process. A line of JSON per model on standard output: number and size of the
 blocks, the tokens and the requests of full length that vLLM's own log names, the bytes of the
 weights, and what the process grew by.
@@ -100,13 +101,13 @@ def main() -> None:
         engine = LLM(
             model=order["path"],
             load_format=order["load_format"],
-            dtype="bfloat16",
             enforce_eager=True,
             max_model_len=order["length"],
             max_num_seqs=8,
             kv_cache_memory_bytes=order["pool"],
             gpu_memory_utilization=0.2,
             skip_tokenizer_init=True,
+            **{"dtype": "bfloat16"} | order.get("settings", {}),
         )
         cache = engine.llm_engine.vllm_config.cache_config
         printed = PRINTED.search("\n".join(said))
