@@ -116,7 +116,7 @@ def _more_bits(count: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=512)
-def _alike(spec: ModelSpec) -> tuple[Alike, ...]:
+def alike_tensors(spec: ModelSpec) -> tuple[Alike, ...]:
     """The model's tensors, those together that every recipe treats alike."""
     shapes = [(shape, category(shape.name)) for shape in blueprint(spec)]
     values, downs = _places(shapes, ("v", "qkv")), _places(shapes, ("down",))
@@ -125,7 +125,7 @@ def _alike(spec: ModelSpec) -> tuple[Alike, ...]:
         row, rows = shape.row, shape.rows * shape.matrices
         places, of = _NO_PLACES
         if shape.fixed:
-            if BLOCKS[shape.fixed].elements == 1:
+            if BLOCKS[shape.fixed].elements == 1 and kind != "output":
                 kind, row, rows = "other", 1, row * rows
         elif kind in ("v", "qkv", "down"):
             places, of = (downs if kind == "down" else values)[index]
@@ -169,6 +169,10 @@ class Mixture:
 
     def assign(self) -> Iterator[tuple[TensorShape, int, str]]:
         """Every tensor with its layer and the block type it gets."""
+        for alike in alike_tensors(self.spec):
+            for shape in alike.shapes if alike.fixed else ():
+                for layer in shape.layers:
+                    yield shape, layer, shape.fixed
         for alike, usual, raised in self.types():
             others = {layer: kind for kind, layers in raised for layer in layers}
             for shape in alike.shapes:
@@ -176,13 +180,10 @@ class Mixture:
                     yield shape, layer, others.get(layer, usual)
 
     def types(self) -> list[Typed]:
-        """The block types of all tensors."""
-        found = _alike(self.spec)
+        """The block types of all tensors but those that no recipe changes."""
+        found = alike_tensors(self.spec)
         tied = all(alike.category != "output" for alike in found)
-        return [
-            Typed(alike, alike.fixed, ()) if alike.fixed else self._typed(alike, tied)
-            for alike in found
-        ]
+        return [self._typed(alike, tied) for alike in found if not alike.fixed]
 
     def _typed(self, alike: Alike, tied: bool) -> Typed:
         row = alike.row

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from enginekit.facts.model import ModelSpec, Role
-from enginekit.sizing.mixture import Mixture
+from enginekit.sizing.mixture import Mixture, alike_tensors
 from enginekit.sizing.quantization import (
     BLOCKS,
     DEFAULT_BLOCK,
@@ -175,10 +175,13 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
     if not spec.layers or not spec.hidden or not spec.vocab:
         return _by_bits(spec, label or quantization, other)
     wide = _written(quantization) in WIDE_TABLES
-    sizes = (
-        _mixture_sizes(spec, label, imatrix, wide) if other is None else _format_sizes(spec, other)
-    )
-    roles, layers, experts = _spread(sizes, spec.n_layers)
+    if other is None:
+        sums = _unchanged(spec).copy()
+        sums.add(_mixture_sizes(spec, label, imatrix, wide))
+    else:
+        sums = Sums(spec.n_layers)
+        sums.add(_format_sizes(spec, other))
+    roles = sums.roles
     total = sum(roles.values())
     low, high, reason = _band(spec, quantization, label)
     return Weights(
@@ -189,8 +192,8 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
         method="format" if other is not None else "mixture",
         reason=reason,
         roles=MappingProxyType(roles),
-        layers=tuple(layers),
-        layer_experts=tuple(experts),
+        layers=tuple(map(add, sums.rest, sums.routed)),
+        layer_experts=tuple(sums.routed),
     )
 
 
@@ -270,26 +273,49 @@ def _format_sizes(spec: ModelSpec, other: WeightFormat) -> Iterator[Sized]:
         yield shape.role, shape.layers, size, ()
 
 
-def _spread(sizes: Iterable[Sized], count: int) -> tuple[dict[Role, int], list[int], list[int]]:
-    """Bytes of each role, of each of `count` blocks, and of each block's routed experts."""
-    roles: dict[Role, int] = {}
-    routed, rest = [0] * count, [0] * count
-    # Most tensors are in the same layers: their sizes are added up before they are laid out. A
-    # blueprint's equal tuples of layers are one object.
-    alike: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {}
-    for role, where, size, raised in sizes:
-        total = size * len(where)
-        expert = role == "experts"
-        if where != OUTSIDE:
-            key = id(where), expert
-            alike[key] = where, (alike[key][1] if key in alike else 0) + size
-        for more, which in raised:
-            total += more * len(which)
-            _add(routed if expert else rest, which, more)
-        roles[role] = roles.get(role, 0) + total
-    for (_, expert), (where, size) in alike.items():
-        _add(routed if expert else rest, where, size)
-    return roles, list(map(add, rest, routed)), routed
+@lru_cache(maxsize=512)
+def _unchanged(spec: ModelSpec) -> Sums:
+    """What has one type at every label: norms, routers, biases. To be copied, not added to."""
+    sums = Sums(spec.n_layers)
+    sums.add(
+        (alike.shapes[0].role, alike.layers, BLOCKS[alike.fixed].size(alike.row) * alike.rows, ())
+        for alike in alike_tensors(spec)
+        if alike.fixed
+    )
+    return sums
+
+
+class Sums:
+    """Bytes of each role, and of each block: its routed experts and the rest."""
+
+    def __init__(self, count: int) -> None:
+        self.roles: dict[Role, int] = {}
+        self.routed, self.rest = [0] * count, [0] * count
+
+    def copy(self) -> Sums:
+        """The same sums, to be added to."""
+        found = Sums(0)
+        found.roles, found.routed, found.rest = {**self.roles}, [*self.routed], [*self.rest]
+        return found
+
+    def add(self, sizes: Iterable[Sized]) -> None:
+        """Add some tensors of the model."""
+        # Most are in the same layers: their sizes are added up before they are laid out. A
+        # blueprint's equal tuples of layers are one object.
+        alike: dict[tuple[int, bool], tuple[tuple[int, ...], int]] = {}
+        roles = self.roles
+        for role, where, size, raised in sizes:
+            total = size * len(where)
+            expert = role == "experts"
+            if where != OUTSIDE:
+                key = id(where), expert
+                alike[key] = where, (alike[key][1] if key in alike else 0) + size
+            for more, which in raised:
+                total += more * len(which)
+                _add(self.routed if expert else self.rest, which, more)
+            roles[role] = roles.get(role, 0) + total
+        for (_, expert), (where, size) in alike.items():
+            _add(self.routed if expert else self.rest, where, size)
 
 
 def _add(sums: list[int], layers: tuple[int, ...], size: int) -> None:
