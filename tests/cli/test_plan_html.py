@@ -145,6 +145,40 @@ def test_two_curves_with_a_point_per_context() -> None:
     assert "128k" in page
 
 
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("gemma4-e4b", {"hardware": "rtx4060"}),  # much of it stays in host memory
+        ("qwen2.5-72b", {"hardware": "2xrtx4090", "quantization": "Q4_K_M"}),
+        ("llama3.2-1b", {"hardware": "raspberry-pi-5", "context": 8192}),
+        ("deepseek-v3", {"hardware": "rtx4090"}),
+    ],
+)
+def test_the_curve_of_memory_says_what_the_verdict_says(model: str, settings) -> None:
+    """The devices that decide are drawn, and each against its own limit."""
+    made = planning.plan(model, **settings)
+    other = planning.plan(model, **settings | {"context": made.context // 2})
+    page = _plan_html.page(made.to_dict(), [other.to_dict()])
+    picture = re.findall(r'<svg class="wide".*?</svg>', page)[0]
+    limit = float(re.findall(r'class="limit"[^>]* y1="([0-9.]+)"', picture)[0])
+    dots = [float(y) for y in re.findall(r'class="dot cache"[^>]* cy="([0-9.]+)"', picture)]
+    deciding = [each for each in made.devices if each.index >= 0] or list(made.devices)
+    over = max(each.used.expected - each.limit for each in deciding)
+    assert (min(dots) < limit) == (over > 0)
+    assert f"{deciding[0].limit / 2**30:.1f} GiB" in picture
+
+
+def test_unequal_gpus_have_a_chart_each() -> None:
+    machine = preset("rtx4090")
+    small = preset("rtx3060-12").gpus[0]
+    both = replace(machine, gpus=(*machine.gpus, replace(small, index=1)))
+    settings = {"hardware": both, "context": 8192}
+    made = planning.plan("qwen2.5-32b", **settings, quantization="Q6_K")
+    other = planning.plan("qwen2.5-32b", **settings | {"context": 4096}, quantization="Q6_K")
+    page = _plan_html.page(made.to_dict(), [other.to_dict()])
+    assert page.count('aria-label="Memory on GPU by context length"') == 4
+
+
 def test_a_single_context_has_no_curves() -> None:
     made = planning.plan("llama3.1", hardware="rtx4090").to_dict()
     assert "Context length against" not in _plan_html.page(made)

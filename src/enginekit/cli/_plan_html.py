@@ -213,17 +213,20 @@ def _table(plan: Document) -> str:
     )
 
 
-def _together(plan: Document, name: str) -> float:
-    """One term, or `used`, of all devices, in GiB."""
-    total = 0.0
-    for device in plan["devices"]:
-        term = device["used"] if name == "used" else device["terms"].get(name)
-        total += term["expected"] if term is not None else 0
-    return total / _GIB
+def _groups(plan: Document) -> list[list[Document]]:
+    """The devices that decide, those of one size together: the GPUs, or the host without any."""
+    deciding = [each for each in plan["devices"] if each["index"] >= 0] or plan["devices"]
+    found: dict[int, list[Document]] = {}
+    for device in deciding:
+        found.setdefault(device["limit"], []).append(device)
+    return list(found.values())
 
 
-def _bound(plan: Document, end: str) -> float:
-    return sum(float(each["used"][end]) for each in plan["devices"]) / _GIB
+def _fullest(plan: Document, group: Sequence[Document]) -> Document | None:
+    """The device of a group that this plan, perhaps at another context, fills most."""
+    indices = [device["index"] for device in group]
+    of_group = [each for each in plan["devices"] if each["index"] in indices]
+    return max(of_group, key=lambda each: each["used"]["expected"], default=None)
 
 
 def _curves(plan: Document, others: Sequence[Document]) -> str:
@@ -231,35 +234,67 @@ def _curves(plan: Document, others: Sequence[Document]) -> str:
     if len(by_context) < 2 or not plan["devices"]:
         return ""
     series = [by_context[context] for context in sorted(by_context)]
+    # Of several contexts the one that needs most devices names them all.
+    most = max(series, key=lambda each: len(each["devices"]))
+    drawn = "".join(_memory_curve(plan, series, group) for group in _groups(most))
+    if not drawn:
+        return ""
+    gpus = any(device["index"] >= 0 for device in most["devices"])
+    beyond = "does not fit on the GPU" if gpus else "is missing"
+    host = " Layers in host memory are not counted here." if _spills(series) else ""
+    out = (
+        "<h2>Context length against memory</h2><p class=soft>What is above the red line "
+        f"{beyond}.{host}</p>"
+    )
+    return out + drawn + (_speed_curves(plan, series) if plan["verdict"] != "no" else "")
+
+
+def _spills(series: Sequence[Document]) -> bool:
+    return any(
+        each["where"] != "CPU" and (each["host_layers"] or each["host_expert_layers"])
+        for each in series
+    )
+
+
+def _memory_curve(plan: Document, series: Sequence[Document], group: Sequence[Document]) -> str:
+    """What the fullest device of a group holds at each context, below its own limit."""
+    held = [(each["context"], _fullest(each, group)) for each in series]
+    points = [(context, device) for context, device in held if device is not None]
+    if not points:
+        return ""
     memory = Line(
         css="cache",
-        label="all memory used",
-        points=[(each["context"], _together(each, "used")) for each in series],
-        band=[(_bound(each, "low"), _bound(each, "high")) for each in series],
+        label="memory used",
+        points=[(context, device["used"]["expected"] / _GIB) for context, device in points],
+        band=[
+            (device["used"]["low"] / _GIB, device["used"]["high"] / _GIB) for _, device in points
+        ],
     )
     weights = Line(
         css="weights second",
         label="of it weights",
-        points=[(each["context"], _together(each, "weights")) for each in series],
+        points=[
+            (context, device["terms"].get("weights", {"expected": 0})["expected"] / _GIB)
+            for context, device in points
+        ],
     )
-    gpus = [device for device in plan["devices"] if device["index"] >= 0]
-    limit = sum(device["limit"] for device in gpus or plan["devices"]) / _GIB
-    whose = "host" if not gpus else "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
-    chart = _charts.curves(
-        [memory, weights],
-        label="Memory on all devices together by context length",
-        unit="GiB",
-        limit=limit,
-        limit_label=f"{whose}: {limit:.1f} GiB",
-        here=plan["context"],
+    limit = group[0]["limit"] / _GIB
+    one = "host" if group[0]["index"] < 0 else "GPU"
+    several = len(group) > 1
+    names = ", ".join(dict.fromkeys(str(device["name"]) for device in group))
+    whose = f"the fullest of {len(group)} GPUs" if several else one
+    return (
+        f'<p class="soft">{escape(names)}{", the fullest" if several else ""}</p>'
+        + _legend([memory, weights])
+        + _charts.curves(
+            [memory, weights],
+            label=f"Memory on {whose} by context length",
+            unit="GiB",
+            limit=limit,
+            limit_label=f"{'each GPU' if several else one}: {limit:.1f} GiB",
+            here=plan["context"],
+        )
     )
-    beyond = "does not fit on the GPUs" if gpus else "is missing"
-    out = (
-        "<h2>Context length against memory</h2><p class=soft>All devices together; "
-        f"what is above the red line {beyond}.</p>"
-    )
-    out += _legend([memory, weights]) + chart
-    return out + (_speed_curves(plan, series) if plan["verdict"] != "no" else "")
 
 
 def _speed_curves(plan: Document, series: Sequence[Document]) -> str:
