@@ -205,7 +205,7 @@ class Calls:
             if isinstance(error, Unsupported):
                 keep_facts(route)
             else:
-                forget_route(route)
+                forget_route(route, error)
             if isinstance(error, ContextOverflow) and route.lease is not None:
                 raise roomier(error) from error
             if isinstance(error, Unreachable):

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from enginekit.engine import Engine, Operation, Sleep
-from enginekit.errors import EngineKitError, EngineLoading, EngineTimeout, Unreachable
+from enginekit.errors import (
+    BadOutput,
+    BadRequest,
+    ContextOverflow,
+    EngineKitError,
+    EngineLoading,
+    EngineTimeout,
+    Overloaded,
+    Unreachable,
+)
 from enginekit.facts.engine import ServerFacts
 from enginekit.fallback import forget_rests
 
@@ -16,6 +26,15 @@ if TYPE_CHECKING:
 
 _facts: dict[tuple[str, str, str], ServerFacts] = {}
 """What servers said of themselves, by engine, address and model: shared by the whole process."""
+_read: dict[tuple[str, str, str], float] = {}
+"""When each was read, by `_clock`."""
+_doubted: dict[tuple[str, str, str], ServerFacts] = {}
+"""What was forgotten because of a refusal that may have another reason; kept if the server still is
+what it was."""
+
+DOUBT = 60.0
+"""Seconds for which facts are not doubted because a request was refused as wrong."""
+_clock = time.monotonic
 
 
 def known_facts(engine: str, base_url: str, model: str = "") -> ServerFacts | None:
@@ -34,7 +53,8 @@ def known_engine(base_url: str) -> str | None:
 
 def forget_facts() -> None:
     """Forget what servers said of themselves; the next call asks again (and warns again)."""
-    _facts.clear()
+    for known in (_facts, _read, _doubted):
+        known.clear()
     _warned.clear()
     forget_rests()
 
@@ -78,7 +98,11 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
     if route.lease is not None:
         # A server from a wheel may not know its own build; the wheel's version says more.
         facts = replace(facts, version=f"xllamacpp {route.lease.version}")
+    before = _doubted.pop(key, None)
+    if before is not None and _same(before, facts):
+        facts = before  # with what was learnt beside the probe
     engine.facts = _facts[key] = facts
+    _read[key] = _clock()
     _warn_unverified(engine, facts)
 
 
@@ -111,7 +135,37 @@ def keep_facts(route: Route) -> None:
         _facts[key] = engine.facts
 
 
-def forget_route(route: Route) -> None:
-    """The server may be another one next time: forget what this one said of itself."""
+def forget_route(route: Route, error: EngineKitError) -> None:
+    """Forget what a server said of itself where an error may come of its being another one by now.
+
+    A request that is wrong, too many of them, an answer that was slow or bad say nothing of that; a
+    refusal that names another window does, and so does any refusal once in a while (`DOUBT`): a
+    server that was replaced refuses what the former one took.
+    """
+    key = (route.engine.name, route.engine.target.base_url, route.model)
+    if isinstance(error, (Overloaded, BadOutput)) or (
+        isinstance(error, EngineTimeout) and error.phase not in ("connect", "load")
+    ):
+        return
+    if isinstance(error, BadRequest):
+        known = route.engine.facts
+        if known is None or not _another_window(error, known):
+            if _clock() - _read.get(key, 0.0) < DOUBT:
+                return
+            if known is not None and key in _facts:
+                _doubted[key] = known
     route.probed = False
-    _facts.pop((route.engine.name, route.engine.target.base_url, route.model), None)
+    _facts.pop(key, None)
+
+
+def _another_window(error: BadRequest, known: ServerFacts) -> bool:
+    told = error.limit if isinstance(error, ContextOverflow) else None
+    return None not in (told, known.context_window) and told != known.context_window
+
+
+def _same(before: ServerFacts, now: ServerFacts) -> bool:
+    return (before.version, before.context_window, [card.id for card in before.models]) == (
+        now.version,
+        now.context_window,
+        [card.id for card in now.models],
+    )

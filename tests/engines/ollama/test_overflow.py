@@ -13,7 +13,7 @@ from enginekit.engine import Answer, Call
 from enginekit.engines.ollama import Ollama
 from enginekit.engines.ollama.overflow import MOST_PIECES, counted, pieces
 from enginekit.engines.ollama.probe import full_name
-from enginekit.errors import ContextOverflow, EngineDied
+from enginekit.errors import ContextOverflow, EngineDied, MalformedReply
 from enginekit.facts.engine import ServerFacts
 from enginekit.types import EmbedRequest
 from tests.engines.ollama.test_probe import NOTHING, TARGET, play, rec, server
@@ -59,6 +59,36 @@ def test_a_text_longer_than_the_batch_is_told_so_with_both_numbers():
     assert abs(error.requested - 2500) <= 5
     assert "window of 4096" in str(error)
     assert '"num_batch": 4096' in (error.hint or "")
+
+
+def test_who_wants_the_model_gone_does_not_have_it_loaded_again_to_count():
+    log: list[Any] = []
+
+    def only_refuses(call: Call) -> Answer:
+        log.append(call.json)
+        return recorded(
+            replace(call, json={k: v for k, v in call.json.items() if k != "keep_alive"})
+        )
+
+    request = EmbedRequest(model="embed", texts=(TEXT,), keep_alive=0)
+    error = refused(request, facts(), **{"POST /api/embed": only_refuses})
+    assert [body.get("keep_alive") for body in log] == [0]
+    assert (error.limit, error.requested) == (2048, None)
+    assert "2500 characters" in str(error)
+    log.clear()
+    counted_by = refused(
+        replace(request, keep_alive=60), facts(), **{"POST /api/embed": only_refuses}
+    )
+    assert [body.get("keep_alive") for body in log] == [60, 60, 60]
+    assert counted_by.requested
+
+
+def test_a_vector_of_zeros_is_no_embedding():
+    """As a llama-server of a model that ranks answers (b10488); Ollama's runner is one."""
+    zeros = answer({"model": "embed", "embeddings": [[0.1, 0.2], [0.0, 0.0]]})
+    request = EmbedRequest(model="embed", texts=("a", "b"))
+    with pytest.raises(MalformedReply, match="no direction"):
+        play(Ollama(TARGET).embed(request), {"POST /api/embed": zeros})
 
 
 @pytest.mark.parametrize("known", [None, "unpooled"])

@@ -257,6 +257,10 @@ class Ollama(Engine):
             vectors = value["embeddings"]
             if len(vectors) != len(request.texts):
                 raise ValueError(f"{len(vectors)} vectors for {len(request.texts)} texts")
+            if not all(map(any, vectors)):
+                raise ValueError(
+                    "a vector of zeros has no direction: the model makes no embeddings"
+                )
             sizes = {len(vector) for vector in vectors}
         except NONSENSE as error:
             raise self._malformed(path, value, error) from error
@@ -279,6 +283,9 @@ class Ollama(Engine):
     def _explained(
         self, error: ContextOverflow, request: EmbedRequest, body: Mapping[str, Any]
     ) -> Operation[ContextOverflow]:
+        # Who wants the model gone after the request does not want it loaded twice to be counted by.
+        countable = body.get("keep_alive") != 0
+
         def ask(texts: Sequence[str]) -> Operation[Mapping[str, Any]]:
             again = {**body, "input": list(texts), "truncate": False}
             answer: Mapping[str, Any]
@@ -293,7 +300,7 @@ class Ollama(Engine):
             yield from overflow.explained(
                 error,
                 request.texts,
-                ask,
+                ask if countable else None,
                 window=error.limit or (yield from self._window(request.model)),
                 batch=wanted or known.num_batch or overflow.BATCH,
                 splits=old or known.pooling in (None, overflow.LAST),

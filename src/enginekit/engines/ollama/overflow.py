@@ -33,7 +33,7 @@ Ask = Callable[[Sequence[str]], Operation[Mapping[str, Any]]]
 def explained(
     error: ContextOverflow,
     texts: Sequence[str],
-    ask: Ask,
+    ask: Ask | None,
     *,
     window: int | None,
     batch: int,
@@ -42,12 +42,15 @@ def explained(
     """The same refusal with its numbers: the limit that was met and the length of the longest text.
 
     Args:
+        ask: how the text is counted; None where that would cost too much.
         window: tokens the model is loaded with.
         batch: tokens its runner takes at once.
         splits: whether a text may be longer than a batch.
     """
     longest = max(texts, key=len, default="")
-    requested = yield from counted(longest, min(window or batch, batch), ask)
+    requested = None
+    if ask is not None:
+        requested = yield from counted(longest, min(window or batch, batch), ask)
     limit = window
     if window is not None and (not splits or (requested is not None and requested <= window)):
         limit = min(window, batch)
