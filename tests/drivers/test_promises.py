@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from enginekit import registry
-from enginekit.drivers import _request
+from enginekit.drivers import _request, _session
 from enginekit.drivers.async_ import AsyncDriver
 from enginekit.engine import Budgets, Open, Target
 from enginekit.errors import EngineFault, StreamTruncated
@@ -133,6 +134,52 @@ def test_a_server_that_hangs_up_later_was_at_work_and_gets_the_prompt_once(
     driver.read(driver.run(opening(engine)))
     with pytest.raises(EngineFault, match="not sent again"):
         driver.run(opening(engine))
+    assert [seen.connection for seen in server.requests] == [1, 1]
+
+
+@pytest.mark.parametrize("fault", ["close_without_response", "reset_without_response"])
+async def test_a_loop_that_was_busy_hears_of_a_stale_connection_late_and_asks_again(
+    server, monkeypatch, fault
+):
+    """The connection had ended at once; the loop was at something else for longer than it takes."""
+    monkeypatch.setattr(_request, "STALE_WITHIN", 0.05)
+    answer = sse(delta("a"), STOP, DONE)
+    server.on(PATH, answer, Reply(fault=fault), answer)
+    driver, engine = AsyncDriver(), toy(server.url)
+    stream = await driver.run(opening(engine))
+    assert text_of([chunk async for chunk in stream]) == "a"
+    written = _session._Protocol.start_timeout
+
+    def busy(self):
+        written(self)
+        if self.used > 1:
+            assert server.wait(lambda _: server.open_connections == 0)
+            time.sleep(0.1)
+
+    monkeypatch.setattr(_session._Protocol, "start_timeout", busy)
+    stream = await driver.run(opening(engine))
+    assert text_of([chunk async for chunk in stream]) == "a"
+    assert [seen.connection for seen in server.requests] == [1, 1, 2]
+
+
+async def test_a_server_at_work_that_hangs_up_later_gets_the_prompt_once(server, monkeypatch):
+    monkeypatch.setattr(_request, "STALE_WITHIN", 0.05)
+    late = threading.Event()
+    answer = sse(delta("a"), STOP, DONE)
+    server.on(PATH, answer, Reply(framing="raw", body=[late], fault="reset"), answer)
+    driver, engine = AsyncDriver(), toy(server.url)
+    stream = await driver.run(opening(engine))
+    assert text_of([chunk async for chunk in stream]) == "a"
+    heard = _session._Protocol._listen
+
+    def listen(self, turns):
+        heard(self, turns)
+        if self.late:
+            late.set()
+
+    monkeypatch.setattr(_session._Protocol, "_listen", listen)
+    with pytest.raises(EngineFault, match="not sent again"):
+        await driver.run(opening(engine))
     assert [seen.connection for seen in server.requests] == [1, 1]
 
 

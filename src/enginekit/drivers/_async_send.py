@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
-from enginekit.drivers import _errors, _request, _session, _tls
+from enginekit.drivers import _errors, _session, _tls
 from enginekit.drivers._proxy import proxy_for
 from enginekit.drivers._request import MAX_REFUSAL, REFUSAL_WAIT, Outgoing
 from enginekit.drivers._session import Sent, Sessions
@@ -82,7 +82,6 @@ class Attempt:
         timeout = _timeout(self._connect)
         session = sessions.to(site)
         repeated = False
-        clock = asyncio.get_running_loop().time
         # Of a larger body a part may be with the server when the rest cannot be written.
         at_once = request.body is None or len(request.body) <= _AT_ONCE
         while True:
@@ -101,10 +100,7 @@ class Attempt:
             except FOREIGN as error:
                 broken = self._broken(error)
                 unwritten = note.unwritten and broken and at_once
-                sent_at = note.protocol.wrote if note.protocol is not None else None
-                waited = clock() - sent_at if sent_at is not None else 0.0
-                late = not request.safe and waited > _request.STALE_WITHIN
-                stale = note.stale and broken and not late
+                stale = note.stale and broken and (request.safe or not note.late)
                 if not repeated and (unwritten or stale):
                     repeated = True
                     continue

@@ -18,10 +18,14 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from enginekit.drivers import _request
 from enginekit.drivers._target import Site
 
 MAX_OPEN = 8192
 """Requests and unfinished streams of one event loop at a time, where the system allows as many."""
+HEARD = 3
+"""Turns of the loop within which a connection's end that has come is told to the protocol: one reads it,
+the next says so, and one event loop asks its timers before the sockets."""
 KEEP_IDLE = 55.0
 """Seconds an idle connection is kept; most servers and balancers close them at 60."""
 
@@ -44,13 +48,18 @@ class Sent:
         return self.reused and not self.protocol.came
 
     @property
+    def late(self) -> bool:
+        """Whether the server was at work on the request when the connection ended."""
+        return self.reused and bool(self.protocol.late)
+
+    @property
     def unwritten(self) -> bool:
         """Whether the server cannot have the whole request: the connection took no more of it.
 
         A server that got no request in time hangs up, and a busy loop may see that before it comes
         to write: llama-server waits 5 s, and a thousand calls may begin at the same moment.
         """
-        return self.connected and self.protocol.wrote is None
+        return self.connected and not self.protocol.wrote
 
 
 sent: ContextVar[Sent] = ContextVar("enginekit_sent")
@@ -61,8 +70,20 @@ class _Protocol(ResponseHandler):
 
     came = False
     used = 0
-    wrote: float | None = None
-    """When the request had gone to the transport to its last byte, by the loop's clock."""
+    wrote = False
+    """Whether the request had gone to the transport to its last byte."""
+    late = False
+    """Whether the server had the request for longer than a stale connection takes to say so, and the
+    loop was free to hear it. The end of a connection that comes afterwards is not this one's."""
+    _late_at: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Another request is about to be written."""
+        self.used += 1
+        self.came = self.wrote = self.late = False
+        if self._late_at is not None:
+            self._late_at.cancel()
+            self._late_at = None
 
     def data_received(self, data: bytes) -> None:
         self.came = True
@@ -70,8 +91,26 @@ class _Protocol(ResponseHandler):
 
     def start_timeout(self) -> None:
         # aiohttp starts to wait for the answer when the request is written.
-        self.wrote = self._loop.time()
+        self.wrote = True
+        if self.used > 1:
+            # Not the time that has passed: a loop that was busy hears of an early end late.
+            if _request.STALE_WITHIN > 0:
+                self._late_at = self._loop.call_later(_request.STALE_WITHIN, self._listen, HEARD)
+            else:
+                self.late = True
         super().start_timeout()
+
+    def _listen(self, turns: int) -> None:
+        """Be late after so many turns of the loop: what has come already is told within them."""
+        if turns:
+            self._loop.call_soon(self._listen, turns - 1)
+        elif self.connected:
+            self.late = True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._late_at is not None:
+            self._late_at.cancel()
+        super().connection_lost(exc)
 
     def resume_reading(self, *args: Any, **more: Any) -> None:
         # aiohttp resumes after every HTTP chunk it hands out, paused or not; that costs as much as
@@ -95,8 +134,7 @@ class _Notes(aiohttp.BaseConnector):
             note.connected = True
             note.protocol = protocol
             note.reused = protocol.used > 0
-            protocol.used += 1
-            protocol.came, protocol.wrote = False, None
+            protocol.begin()
         return connection
 
 
