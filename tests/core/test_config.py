@@ -235,7 +235,9 @@ def test_a_tool_entry_that_is_no_table_is_not_ours(place):
     assert load(place, pyproject='tool = "none"').project_file is None
 
 
-@pytest.mark.parametrize(("name", "value"), [("context", 0), ("slots", -2), ("max_retries", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("context", 0), ("slots", -2), ("threads", 0), ("max_retries", -1)]
+)
 def test_a_number_that_cannot_be_is_refused_where_it_was_set(place, name, value):
     with pytest.raises(ConfigError, match=f"ENGINEKIT_{name.upper()}: {name} must be at least"):
         load(place, env={f"ENGINEKIT_{name.upper()}": str(value)})

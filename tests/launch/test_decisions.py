@@ -20,7 +20,14 @@ from enginekit.errors import (
     UnsupportedPlatform,
 )
 from enginekit.launch import _causes, _child, _flags, _platform, _spawn, modelfile
-from enginekit.launch._spec import Chosen, EmbeddedSpec, choose, flags, settings
+from enginekit.launch._spec import (
+    Chosen,
+    EmbeddedSpec,
+    choose,
+    flags,
+    settings,
+    usable_cores,
+)
 from enginekit.launch.embedded import acquire, command_line
 from tests.support import scripted
 
@@ -217,6 +224,25 @@ class TestNumbers:
         asked = replace(SPEC, context=16384, slots=3, threads=5)
         chosen = choose(asked, header(), cores=1, memory=1)
         assert (chosen.context, chosen.slots, chosen.threads) == (16384, 3, 5)
+
+    @pytest.mark.parametrize(
+        ("physical", "allowed", "quota", "cores"),
+        [
+            (8, 16, None, 8),
+            (8, 2, None, 2),
+            (64, 128, 2.0, 2),
+            (64, 128, 1.5, 2),
+            (8, 16, 0.5, 1),
+            (4, 8, 16.0, 4),
+            (None, 6, None, 6),
+            (6, None, None, 6),
+            (None, None, None, 1),
+        ],
+    )
+    def test_a_thread_for_each_core_that_is_really_there(
+        self, physical: int | None, allowed: int | None, quota: float | None, cores: int
+    ) -> None:
+        assert usable_cores(physical, allowed, quota) == cores
 
     def test_a_header_that_says_little_gets_the_defaults(self) -> None:
         bare = modelfile.Header(architecture="llama")

@@ -33,6 +33,7 @@ KEYS: Mapping[str, type | tuple[type, ...]] = {
     "defaults": str,
     "context": int,
     "slots": int,
+    "threads": int,
     "embed_model": str,
     "ca_file": str,
     "client_cert": str,
@@ -93,7 +94,13 @@ def unknown_setting(
     )
 
 
-_LEAST: Mapping[str, int] = {"context": 1, "slots": 1, "max_retries": 0, "cooldown": 0}
+_LEAST: Mapping[str, int] = {
+    "context": 1,
+    "slots": 1,
+    "threads": 1,
+    "max_retries": 0,
+    "cooldown": 0,
+}
 
 
 def parsed(text: str, kind: Any, variable: str) -> Any:

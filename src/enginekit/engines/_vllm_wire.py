@@ -183,9 +183,17 @@ FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=Unsupported,
         name="tools",
-        text="requires --(?:enable-auto-tool-choice|tool-call-parser)",
+        # The last is that of versions up to 0.5, which know no parsers at all.
+        text="requires --(?:enable-auto-tool-choice|tool-call-parser)|only named tools are supported",
         facts=_feature("tools"),
         hint=f"start the server with {TOOL_FLAGS}",
+    ),
+    Case(
+        error=Unsupported,
+        name="required",
+        text='tool_choice = "required" is not supported',  # before 0.8.3
+        facts=_feature("tool_choice_required"),
+        hint="update vLLM to 0.8.3 or later",
     ),
     Case(
         error=Unsupported,
@@ -247,6 +255,15 @@ STRUCTURED_SINCE: Final = (0, 11)
 under HTTP 200 by versions that do not know it."""
 
 
+SCHEMA_FORMAT_SINCE: Final = (0, 6, 4)
+"""First version whose `response_format` takes a schema; before it `guided_json` does."""
+
+
+def _number(version: str | None) -> tuple[int, ...] | None:
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version or "")
+    return None if found is None else tuple(int(part or 0) for part in found.groups())
+
+
 def structured_by(version: str | None) -> Literal["new", "old", "both"]:
     """Which fields constrain the text on this version; both where a server does not tell it."""
     found = re.search(r"(\d+)\.(\d+)", version or "")
@@ -280,7 +297,12 @@ class VLLMRequests(OpenAIEngine):
             return None
 
     def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
-        """A model that reads text only takes no image by URL either, and no sound."""
+        """A model that reads text only takes no image by URL either, and no sound; and a version that
+        cannot force some call does so by a schema."""
+        if refusal.feature == "tool_choice_required":
+            note = "by a JSON schema, one call at a time; natively since vLLM 0.8.3"
+            fact = Capability(support="emulated", evidence="observed", note=note)
+            return {"tool_choice_required": fact}
         found = super().learnt(refusal)
         if "images" in found and "is not a multimodal model" in refusal.message:
             return dict.fromkeys(("images", "image_urls", "audio"), found["images"])
@@ -406,6 +428,14 @@ class VLLMRequests(OpenAIEngine):
         version = structured_by(self.version) if self.facts is not None else "new"
         parts = {"new": new, "old": old, "both": {**new, **old}}[version]
         draft.enter("constraint", "translated", parts, case=kind, note=f"as {' and '.join(parts)}")
+
+    def _schema_parts(
+        self, schema: Mapping[str, Any], name: str, strict: bool | None
+    ) -> dict[str, Any]:
+        version = _number(self.version)
+        if version is not None and version < SCHEMA_FORMAT_SINCE:
+            return {"guided_json": schema}
+        return super()._schema_parts(schema, name, strict)
 
     def _prompt(self, draft: Draft, request: CompletionRequest, plan: Plan) -> None:
         draft.enter("prompt", "sent", {"prompt": request.prompt})

@@ -148,6 +148,12 @@ def measured(found: Cpu, ram: Memory) -> Cpu:
     return found if rate is None else replace(found, bandwidth_bytes_per_second=rate, how=how)
 
 
+def cpu_quota(look: Look | None = None) -> float | None:
+    """Processors' worth of time that this process's control group leaves it; None: no limit."""
+    group = memory.read_cgroup(Look() if look is None else look)
+    return None if group is None else group.cpu_quota
+
+
 def _usable(found: Cpu, ram: Memory | None) -> Cpu:
     """The CPU with what affinity and the control group's quota leave of it."""
     known = dict(found.how)

@@ -101,6 +101,7 @@ def start(
     settings: dict[str, Any] = {
         "context": config.value("context"),
         "slots": config.value("slots"),
+        "threads": config.value("threads"),
         "chat_template": config.value("chat_template"),
         "embeddings": embeds,
     }

@@ -65,6 +65,8 @@ class Connection(Instance, BaseModel):
     """Context window, in tokens, of a server that enginekit starts."""
     slots: int | None = None
     """How many requests a server that enginekit starts decodes at once."""
+    threads: int | None = None
+    """Threads a server that enginekit starts computes with; one per physical core."""
     ca_file: str | None = None
     """PEM file of the authorities to trust."""
     client_cert: str | None = None

@@ -258,9 +258,10 @@ def _cores() -> int:
     """Physical cores this process may use."""
     import psutil
 
+    from enginekit.hardware.detection import cpu_quota
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    physical = psutil.cpu_count(logical=False) or allowed or 1
-    return max(1, min(physical, allowed or physical))
+    return _spec.usable_cores(psutil.cpu_count(logical=False), allowed, cpu_quota())
 
 
 def _memory() -> int:

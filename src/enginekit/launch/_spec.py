@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from enginekit.errors import ConfigError, ModelFileError
@@ -26,7 +27,7 @@ class EmbeddedSpec:
         context: tokens per slot; None takes the trained length, at most 8192.
         slots: requests that run at the same time; None takes one per core, at most four, fewer if
             their caches would fill more than half of the free memory.
-        threads: None takes one per physical core.
+        threads: that compute; None takes one per physical core this process may use.
         chat_template: a Jinja template, or the path of one, instead of the model's own. Off by
             default, because answers then depend on it; the lease's notes say so.
         embeddings: serve embeddings instead of chat.
@@ -82,6 +83,21 @@ class Chosen:
     threads: int
     pooling: str = ""
     notes: tuple[str, ...] = ()
+
+
+def usable_cores(physical: int | None, allowed: int | None, quota: float | None) -> int:
+    """Cores worth a thread of their own.
+
+    A computing thread waits for all others after each operation, so one without a core of its own
+    holds up the rest: a container with two of 64 cores' time must not run 64.
+
+    Args:
+        physical: cores of the machine, two threads of one counting once.
+        allowed: logical processors that the affinity leaves.
+        quota: processors' worth of time that the control group leaves.
+    """
+    least = min(found for found in (physical or allowed or 1, allowed or physical or 1) if found)
+    return max(1, least if quota is None else min(least, ceil(quota)))
 
 
 def choose(spec: EmbeddedSpec, header: Header, *, cores: int, memory: int) -> Chosen:

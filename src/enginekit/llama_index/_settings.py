@@ -98,6 +98,10 @@ class Connection(Instance, BaseModel):
         default=None,
         description="How many requests a server that enginekit starts decodes at once.",
     )
+    threads: int | None = Field(
+        default=None,
+        description="Threads a server that enginekit starts computes with; one per physical core.",
+    )
     ca_file: str | None = Field(default=None, description="PEM file of authorities to trust.")
     client_cert: str | None = Field(
         default=None, description="PEM file with the certificate and key to present."

@@ -7,13 +7,15 @@ named where a text or a name is theirs.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from enginekit.engine import Answer, Target
+from enginekit.engine import Answer, Budgets, Target
 from enginekit.engines._openai_decode import OpenAIDecoder, OpenAIWholeDecoder
 from enginekit.engines.vllm import VLLM
+from enginekit.engines.vllm.facts import tool_capabilities
 from enginekit.errors import (
     BadRequest,
     ContextOverflow,
@@ -24,7 +26,8 @@ from enginekit.errors import (
     Unsupported,
 )
 from enginekit.facts.engine import ServerFacts
-from enginekit.types import ChatRequest, Constraint, Message
+from enginekit.operations import open_reply
+from enginekit.types import UNSET, ChatRequest, Constraint, Message, Tool, ToolChoice
 from tests.engines.recordings import decode, play
 
 TARGET = Target(base_url="http://server")
@@ -186,6 +189,46 @@ def test_a_server_that_is_scaling_is_busy() -> None:
 def whole(message: dict[str, Any], reason: str | None, **more: Any) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
     return json.dumps({"id": "chatcmpl-1", "choices": [choice], **more}).encode()
+
+
+TOOLS = (Tool(name="f", description="d", parameters={"type": "object", "properties": {}}),)
+OLD = [
+    # entrypoints/openai/serving_chat.py of 0.6.1 to 0.8.2, `create_chat_completion`
+    (ToolChoice(mode="required"), 'tool_choice = "required" is not supported!', "0.8.2"),
+    # entrypoints/openai/protocol.py of 0.4 to 0.5, `check_tool_choice`
+    (ToolChoice(mode="required"), "Currently only named tools are supported.", "0.5.5"),
+    (UNSET, "Currently only named tools are supported.", "0.5.5"),
+]
+
+
+@pytest.mark.parametrize(("choice", "said", "version"), OLD)
+@pytest.mark.parametrize("envelope", [enveloped, bare])
+def test_what_an_old_version_cannot_force_is_asked_for_by_a_schema(
+    choice: Any, said: str, version: str, envelope: Any
+) -> None:
+    """Refused before anything is generated; asked once more in its own words, and not again."""
+    engine = VLLM(TARGET, facts=ServerFacts(version=version).with_told(tool_capabilities(True)))
+    request = ChatRequest(
+        model="m", messages=(Message(role="user", content="x"),), tools=TOOLS, tool_choice=choice
+    )
+    refusal = engine.failure(400, {}, envelope(said, "BadRequestError", 400))
+    assert isinstance(refusal, Unsupported)
+    operation = open_reply(engine, request, stream=False, budgets=Budgets())
+    first = next(operation)
+    field = "response_format" if version == "0.8.2" else "guided_json"  # `ResponseFormat` of 0.6.4
+    assert field not in first.encoded.call.json
+    again = operation.throw(refusal)
+    body = again.encoded.call.json
+    assert field in body
+    assert "tools" not in body
+    with pytest.raises(StopIteration):
+        operation.send("the stream")
+    asked = next(open_reply(engine, request, stream=False, budgets=Budgets()))
+    assert asked.encoded.call.json == body, "what was refused is remembered"
+    named = replace(request, tool_choice=ToolChoice(mode="named", name="f"))
+    if "required" in said:
+        plain = next(open_reply(engine, named, stream=False, budgets=Budgets()))
+        assert "tools" in plain.encoded.call.json, "the other choices are as they were"
 
 
 @pytest.mark.parametrize(
