@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from enginekit.engine import Encoded, Target
+from enginekit.engine import Budgets, Encoded, Target
 from enginekit.engines.ollama import Ollama
 from enginekit.engines.ollama.probe import card, server_facts
 from enginekit.errors import BadOutput, BadRequest, ContextOverflow, Unsupported
 from enginekit.facts.engine import ServerFacts
+from enginekit.operations import open_reply
 from enginekit.types import (
     AudioPart,
     ChatRequest,
@@ -219,6 +221,45 @@ def test_a_version_without_schemas_is_not_sent_one():
             encode(old, **more)
         assert "0.5.0" in (caught.value.hint or "")
         assert "format" in encode(ollama(version="0.5.0"), **more).call.json
+
+
+def test_a_version_without_think_is_not_sent_it():
+    """api/types.go, `ChatRequest.Think`: since v0.9.0; what Go does not know it drops."""
+    thinks = ("completion", "thinking")
+    for wish in (True, False, "low"):
+        encoded = encode(ollama(version="0.8.0", capabilities=thinks), reasoning=wish)
+        assert "think" not in encoded.call.json
+        (entry,) = [one for one in encoded.receipt.entries if one.field == "reasoning"]
+        assert entry.outcome == "omitted"
+        assert "no think" in entry.note
+    assert encode(ollama(version="0.9.0", capabilities=thinks), reasoning=True).call.json["think"]
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_model_without_tools_of_a_version_that_does_not_say_so(seen):
+    """api/types.go, `ShowResponse.Capabilities`: since v0.6.4. Before it the refusal of
+    `CheckCapabilities` (server/images.go) is the first to tell; it comes before anything is
+    generated, and a model beside it is not concerned."""
+    engine = ollama(version="0.6.3", capabilities=())
+    if not seen:
+        engine.facts = replace(engine.facts, models=())
+    request = ChatRequest(
+        model="m", messages=(Message(role="user", content="x"),), tools=(WEATHER,)
+    )
+    said = {"error": "registry.ollama.ai/library/m:latest does not support tools"}
+    refusal = engine.failure(400, {}, json.dumps(said).encode(), path="/api/chat")
+    operation = open_reply(engine, request, stream=False, budgets=Budgets())
+    assert next(operation).encoded.call.json["tools"]
+    again = operation.throw(refusal).encoded.call.json
+    assert "tools" not in again
+    assert "get_weather" in json.dumps(again["format"])
+    with pytest.raises(StopIteration):
+        operation.send("the stream")
+    later = next(open_reply(engine, request, stream=False, budgets=Budgets()))
+    assert later.encoded.call.json == again
+    other = replace(request, model="another")
+    beside = next(open_reply(engine, other, stream=False, budgets=Budgets()))
+    assert "tools" in beside.encoded.call.json
 
 
 def test_pinned_defaults_are_sent_for_what_is_unset():

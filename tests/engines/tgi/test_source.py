@@ -24,7 +24,7 @@ from enginekit.errors import (
     StreamTruncated,
     Unsupported,
 )
-from enginekit.types import ChatRequest, ImagePart, Message, Tool
+from enginekit.types import UNSET, ChatRequest, ImagePart, Message, Tool, ToolChoice
 from tests.engines.recordings import answer, decode, load, play
 
 TARGET = Target(base_url="http://server")
@@ -310,3 +310,71 @@ def test_names_that_the_grammar_of_calls_needs_itself(tool: Tool) -> None:
         TGI(TARGET).encode(
             ChatRequest(model="m", messages=(Message(role="user", content="Hi"),), tools=(tool,))
         )
+
+
+WEATHER = Tool(
+    name="get_weather",
+    description="d",
+    parameters={"type": "object", "properties": {"city": {"type": "string"}}},
+)
+
+
+def called(name: str, arguments: dict[str, Any]) -> bytes:
+    """A whole reply with one call, as server.rs of 2.0.1 to 2.3.0 makes it: arguments are an object."""
+    call = {
+        "id": "0",
+        "type": "function",
+        "function": {"description": None, "name": name, "arguments": arguments},
+    }
+    message = {"role": "assistant", "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "eos_token"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
+    return json.dumps({"id": "", "choices": [choice], "usage": usage}).encode()
+
+
+NOTE = called("notify_error", {"error": "no tool tells the time"})
+"""`ToolGrammar::apply` (router/src/infer/mod.rs of 2.2.0) adds it to the tools of any choice."""
+
+
+def offered(choice: ToolChoice | None = None, *tools: Tool) -> Any:
+    request = ChatRequest(
+        model="m",
+        messages=(Message(role="user", content="what time is it?"),),
+        tools=(WEATHER, *tools),
+        tool_choice=UNSET if choice is None else choice,
+    )
+    return TGI(TARGET).encode(request).decoder()
+
+
+def test_what_version_2_calls_when_no_tool_fits_is_an_answer_and_no_call() -> None:
+    got = decode(offered(), [NOTE])
+    assert got.failure is None
+    assert got.text == "no tool tells the time"
+    assert got.end is not None
+    assert (got.end.tool_calls, got.end.finish_reason) == ((), "stop")
+    assert not any(chunk.tool_calls for chunk in got.chunks)
+    (repair,) = got.end.repairs
+    assert "notify_error" in repair
+
+
+@pytest.mark.parametrize("mode", ["required", "named"])
+def test_where_a_call_was_required_it_is_none(mode: Any) -> None:
+    choice = ToolChoice(mode=mode, name="get_weather" if mode == "named" else None)
+    got = decode(offered(choice), [NOTE])
+    assert isinstance(got.failure, BadOutput)
+    assert "no tool tells the time" in str(got.failure)
+    assert not any(chunk.tool_calls for chunk in got.chunks)
+
+
+def test_a_note_without_a_word_is_no_answer() -> None:
+    assert isinstance(decode(offered(), [called("notify_error", {})]).failure, BadOutput)
+
+
+def test_a_tool_of_ones_own_of_that_name_is_a_tool() -> None:
+    mine = Tool(name="notify_error", description="d", parameters=WEATHER.parameters)
+    end = decode(offered(None, mine), [NOTE]).end
+    assert end is not None
+    assert [call.name for call in end.tool_calls] == ["notify_error"]
+    real = decode(offered(), [called("get_weather", {"city": "Rome"})]).end
+    assert real is not None
+    assert [call.name for call in real.tool_calls] == ["get_weather"]

@@ -22,6 +22,7 @@ from enginekit.engines.ollama.profile import (
     SCALARS,
     SCHEMA_SINCE,
     SMALLEST_WINDOW,
+    THINKS_SINCE,
     older_than,
 )
 from enginekit.engines.ollama.shape import Plan, shape_text, shape_tools
@@ -161,6 +162,10 @@ def _reasoning(draft: Draft, wish: bool | str, plan: Plan) -> None:
         think = _LEVELS[wish]
     else:
         think = wish
+    if older_than(draft.receipt.engine_version, THINKS_SINCE):
+        why = "this version knows no think: whether it thinks is the model's own affair"
+        draft.omit("reasoning", why, case="since")
+        return
     if think is not False and plan.model.lacks("thinking"):
         draft.omit("reasoning", "the model does not think", case="lacks_thinking")
         return

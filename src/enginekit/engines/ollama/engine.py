@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final, Literal
 
 from enginekit.engine import Answer, Encoded, Engine, Gather, Operation, Target
@@ -34,7 +35,14 @@ from enginekit.errors import (
     Unsupported,
     nearest_models,
 )
-from enginekit.facts.engine import EngineProfile, Load, ModelCard, ServerFacts
+from enginekit.facts.engine import (
+    Capability,
+    EngineProfile,
+    Feature,
+    Load,
+    ModelCard,
+    ServerFacts,
+)
 from enginekit.types import (
     UNSET,
     AnyRequest,
@@ -95,7 +103,25 @@ class Ollama(Engine):
         facts: ModelFacts = (
             ModelFacts() if found is None else found.extra.get("model", ModelFacts())
         )
+        told = self.facts.told("tools", model) if self.facts is not None else None
+        if facts.capabilities is None and told is not None and told.support == "emulated":
+            return replace(facts, lacking=("tools",))
         return facts
+
+    def learnt(self, refusal: Unsupported) -> Mapping[Feature, Capability]:
+        """A model without tools, of a version that does not list what models can: before 0.6.4.
+
+        Its calls are made by a schema from then on, as where the version says so beforehand.
+        """
+        if refusal.rule != "ollama.model.lacks_tools":
+            return {}
+        note = "the model's template knows no tools: by a JSON schema, one call at a time"
+        return {"tools": Capability(support="emulated", evidence="observed", note=note)}
+
+    @property
+    def many_models(self) -> bool:
+        """One model's template says nothing of another's."""
+        return True
 
     def _card(self, model: str) -> ModelCard | None:
         if self.facts is None:

@@ -48,6 +48,7 @@ class ModelFacts:
 
     Attributes:
         capabilities: Ollama's words: completion, tools, thinking, vision, insert, embedding, audio.
+        lacking: those that a version which does not list them (before 0.6.4) refused.
         path: which code renders its chats.
         trained: the longest context it was trained on, in tokens.
         num_ctx: the window its Modelfile sets.
@@ -61,6 +62,7 @@ class ModelFacts:
     """
 
     capabilities: tuple[str, ...] | None = None
+    lacking: tuple[str, ...] = ()
     path: Path | None = None
     trained: int | None = None
     num_ctx: int | None = None
@@ -75,6 +77,8 @@ class ModelFacts:
 
     def lacks(self, capability: str) -> bool:
         """Whether the server says that the model does not have this."""
+        if capability in self.lacking:
+            return True
         return self.capabilities is not None and capability not in self.capabilities
 
     def has(self, capability: str) -> bool:

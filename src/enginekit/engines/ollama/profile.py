@@ -19,6 +19,8 @@ STREAMS_CALLS_SINCE: Final = (0, 4, 6)
 """First version that finds the calls in a stream; before it they came as raw text."""
 SCHEMA_SINCE: Final = (0, 5, 0)
 """First version whose `format` takes a schema; before it the word `json` was all it knew."""
+THINKS_SINCE: Final = (0, 9, 0)
+"""First version with `think`; an older one drops the field without a word."""
 LOGPROBS_SINCE: Final = (0, 12, 11)
 """First version with log-probabilities."""
 

@@ -19,6 +19,8 @@ HALF = (
     "the text was put together from its tokens: it ends in half a character, and the server then "
     "gives an empty one"
 )
+NOTIFY_ERROR = "notify_error"
+"""TGI 2's own word for no call."""
 DECIDED = (
     "the server first decided against a call and then answered in a second pass: the finish reason "
     "and the completion tokens are those of the decision, so max_tokens may have cut the text"
@@ -104,6 +106,47 @@ class Decided(Wrapper):
             return
         if not end.tool_calls:
             end.repairs = (*end.repairs, DECIDED)
+        super()._end(chunk, end, out)
+
+
+class NotifyError(Wrapper):
+    """Say that a call of TGI's own `notify_error` is no call: version 2 offers it beside the tools.
+
+    Versions 2.0.1 to 2.3.0 (`router/src/infer`) add it to every grammar of tools, whatever the
+    choice, and hand it on like a call; 2.3.1 makes its text the answer, as is done here. Where a
+    call was required there is no answer in it.
+
+    Args:
+        forced: whether a call was required.
+    """
+
+    def __init__(self, inner: Inner, engine: Engine, *, forced: bool) -> None:
+        super().__init__(inner)
+        self._engine = engine
+        self._forced = forced
+        self._held: set[int] = set()
+
+    def _chunk(self, chunk: Chunk, out: list[Chunk], rest: Any) -> None:
+        self._held |= {d.index for d in chunk.tool_calls if d.name == NOTIFY_ERROR}
+        kept = tuple(delta for delta in chunk.tool_calls if delta.index not in self._held)
+        if kept or not chunk.tool_calls or chunk.text or chunk.reasoning:
+            out.append(Chunk(chunk.text, chunk.reasoning, kept, chunk.logprobs, index=chunk.index))
+
+    def _end(self, chunk: Chunk, end: End, out: list[Chunk]) -> None:
+        notes = [call for call in end.tool_calls if call.name == NOTIFY_ERROR]
+        if notes:
+            said = "" if notes[0].problem else str(notes[0].parsed().get("error") or "")
+            if self._forced or not said:
+                self.failure = bad_output(
+                    self._engine,
+                    f"the model made no call but TGI's own {NOTIFY_ERROR}: {said[:200]}",
+                    hint="update TGI to 2.4 or later, where a call that is required is made",
+                )
+                return
+            end.tool_calls = tuple(call for call in end.tool_calls if call.name != NOTIFY_ERROR)
+            end.finish_reason = "tool_calls" if end.tool_calls else "stop"
+            end.repairs = (*end.repairs, f"no call: the text is that of TGI's own {NOTIFY_ERROR}")
+            out.append(Chunk(said))
         super()._end(chunk, end, out)
 
 

@@ -18,10 +18,12 @@ from enginekit.engines._required import CallRequired
 from enginekit.engines._think import ThinkSplitter
 from enginekit.engines._wrap import Inner, StopCutter, TokenLimit
 from enginekit.engines.tgi.decode import (
+    NOTIFY_ERROR,
     Decided,
     EventPerToken,
     GenerateDecoder,
     GenerateWholeDecoder,
+    NotifyError,
     OneSlice,
     TGIDecoder,
     TGIWholeDecoder,
@@ -182,10 +184,13 @@ class TGI(OpenAIEngine):
             draft.enter("tool_choice", "sent", {"tool_choice": wire_choice(choice)})
         plan.stream = False
         plan.wraps.append(lambda inner: OneSlice(inner, self))
-        if choice is not None and choice.mode in ("required", "named"):
+        forced = choice is not None and choice.mode in ("required", "named")
+        if forced:
             plan.wraps.append(lambda inner: CallRequired(inner, self))
         else:
             plan.wraps.append(lambda inner: Decided(inner, self))
+        if NOTIFY_ERROR not in {tool.name for tool in request.tools}:
+            plan.wraps.append(lambda inner: NotifyError(inner, self, forced=forced))
 
     def _wire_tool(self, draft: Draft, tool: Tool) -> dict[str, Any]:
         if "/" in tool.name:
