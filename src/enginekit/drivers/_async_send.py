@@ -15,16 +15,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from enginekit.drivers import _errors, _session, _tls
+from enginekit.drivers._attempt import Meanings
 from enginekit.drivers._proxy import proxy_for
 from enginekit.drivers._request import MAX_REFUSAL, REFUSAL_WAIT, Outgoing
 from enginekit.drivers._session import Sent, Sessions
 from enginekit.engine import Call
 from enginekit.errors import (
-    EngineKitError,
-    EngineTimeout,
-    MalformedReply,
     Phase,
-    StreamTruncated,
 )
 
 FOREIGN = (OSError, aiohttp.ClientError, HttpProcessingError, UnicodeError)
@@ -35,10 +32,12 @@ _AT_ONCE = 60 << 10
 """Bytes of a body that are handed over in one piece: all of it was written, or nothing."""
 
 
-class Attempt:
+class Attempt(Meanings):
     """One request under way: its budget, and what errors mean at this point."""
 
-    __slots__ = ("_connect", "_request", "budget", "call", "deadline", "engine", "phase", "proxy")
+    __slots__ = ()
+
+    _foreign = staticmethod(_errors.aiohttp_table)
 
     def __init__(
         self,
@@ -49,14 +48,8 @@ class Attempt:
         budget: float,
         connect_budget: float,
     ) -> None:
-        self.call = call
-        self.engine = engine
-        self.phase: Phase = phase
-        self.budget = budget
-        self.deadline = asyncio.get_running_loop().time() + budget
-        self.proxy: str | None = None
-        self._request = request
-        self._connect = min(connect_budget, budget)
+        now = asyncio.get_running_loop().time()
+        super().__init__(call, request, engine, phase, budget, connect_budget, now)
 
     async def send(self, sessions: Sessions) -> aiohttp.ClientResponse:
         """Send the request; returns once the head of the answer is there.
@@ -113,40 +106,6 @@ class Attempt:
     @staticmethod
     def _broken(error: BaseException) -> bool:
         return _errors.meaning(error, _errors.aiohttp_table()) == "unreachable"
-
-    def error(self, error: BaseException) -> EngineKitError:
-        """What an exception of the transport means now."""
-        return self._translate(error, self.phase, self.budget)
-
-    def unanswered(self, error: BaseException) -> EngineKitError:
-        """What it means between the request and the head of its answer."""
-        worked = not self._request.safe
-        return self._translate(error, self.phase, self.budget, worked=worked)
-
-    def cut(self, error: BaseException) -> EngineKitError:
-        """What an exception inside a whole answer's body means."""
-        ours = self.error(error)
-        if isinstance(ours, EngineTimeout | MalformedReply):
-            return ours
-        return StreamTruncated(
-            f"the answer of {self.call.target.base_url}{self.call.path} was cut: {error}",
-            engine=self.engine,
-            url=self.call.target.base_url,
-        )
-
-    def _translate(
-        self, error: BaseException, phase: Phase, budget: float, *, worked: bool = False
-    ) -> EngineKitError:
-        return _errors.translate(
-            error,
-            _errors.aiohttp_table(),
-            url=self.call.target.base_url,
-            engine=self.engine,
-            phase=phase,
-            budget=budget,
-            proxy=self.proxy,
-            worked=worked,
-        )
 
 
 class Within:

@@ -8,27 +8,26 @@ import time
 from urllib3.exceptions import HTTPError
 
 from enginekit.drivers import _errors, _request
+from enginekit.drivers._attempt import Meanings
 from enginekit.drivers._errors import NotHTTPError
 from enginekit.drivers._pool import Link, Pool, Route, connect
 from enginekit.drivers._request import Outgoing
 from enginekit.drivers._wire import Incoming
 from enginekit.engine import Call
 from enginekit.errors import (
-    EngineKitError,
-    EngineTimeout,
-    MalformedReply,
     Phase,
-    StreamTruncated,
 )
 
 FOREIGN = (OSError, NotHTTPError, HTTPError, UnicodeError)
 """What may come out of the socket layer and urllib3; `_errors` turns each into one of ours."""
 
 
-class Attempt:
+class Attempt(Meanings):
     """One request under way: its budget, and what errors mean at this point."""
 
-    __slots__ = ("_connect", "_request", "budget", "call", "deadline", "engine", "phase", "proxy")
+    __slots__ = ()
+
+    _foreign = staticmethod(_errors.urllib3_table)
 
     def __init__(
         self,
@@ -39,14 +38,8 @@ class Attempt:
         budget: float,
         connect_budget: float,
     ) -> None:
-        self.call = call
-        self.engine = engine
-        self.phase: Phase = phase
-        self.budget = budget
-        self.deadline = time.monotonic() + budget
-        self.proxy: str | None = None
-        self._request = request
-        self._connect = min(connect_budget, budget)
+        now = time.monotonic()
+        super().__init__(call, request, engine, phase, budget, connect_budget, now)
 
     def send(self, pool: Pool) -> tuple[Link, Incoming]:
         """Send the request and read the head of the answer.
@@ -97,40 +90,6 @@ class Attempt:
         answer = Incoming(link.wire)
         answer.read_head(request.method)
         return answer
-
-    def error(self, error: BaseException) -> EngineKitError:
-        """What an exception of the transport means now."""
-        return self._translate(error, self.phase, self.budget)
-
-    def unanswered(self, error: BaseException) -> EngineKitError:
-        """What it means between the request and the head of its answer."""
-        worked = not self._request.safe
-        return self._translate(error, self.phase, self.budget, worked=worked)
-
-    def cut(self, error: BaseException) -> EngineKitError:
-        """What an exception inside a whole answer's body means."""
-        ours = self.error(error)
-        if isinstance(ours, EngineTimeout | MalformedReply):
-            return ours
-        return StreamTruncated(
-            f"the answer of {self.call.target.base_url}{self.call.path} was cut: {error}",
-            engine=self.engine,
-            url=self.call.target.base_url,
-        )
-
-    def _translate(
-        self, error: BaseException, phase: Phase, budget: float, *, worked: bool = False
-    ) -> EngineKitError:
-        return _errors.translate(
-            error,
-            _errors.urllib3_table(),
-            url=self.call.target.base_url,
-            engine=self.engine,
-            phase=phase,
-            budget=budget,
-            proxy=self.proxy,
-            worked=worked,
-        )
 
 
 def _head(request: Outgoing, route: Route) -> bytes:

@@ -5,10 +5,9 @@ Needs `pip install enginekit[langchain]`. Names are resolved on first use.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from enginekit.errors import MissingExtra
+from enginekit._lazy import resolved
 
 if TYPE_CHECKING:
     from enginekit.kit.instance import OmittedSetting as OmittedSetting
@@ -44,19 +43,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name)
-    if module is None:
-        raise AttributeError(f"module 'enginekit.langchain' has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("langchain_core", "pydantic"):
-            raise MissingExtra(
-                f"enginekit.langchain.{name} needs langchain-core, which is not installed",
-                hint="pip install 'enginekit[langchain]'",
-                extra="langchain",
-            ) from error
-        raise
+    value = resolved(
+        __name__,
+        _PUBLIC,
+        name,
+        needs="langchain-core",
+        foreign=("langchain_core", "pydantic"),
+    )
     globals()[name] = value
     return value
 

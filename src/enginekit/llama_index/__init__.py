@@ -5,10 +5,9 @@ Needs `pip install enginekit[llama-index]`. Names are resolved on first use.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
-from enginekit.errors import MissingExtra
+from enginekit._lazy import resolved
 
 if TYPE_CHECKING:
     from enginekit.kit.instance import OmittedSetting as OmittedSetting
@@ -36,23 +35,15 @@ __all__ = [
     "OmittedSetting",
 ]
 
-_FOREIGN = ("llama_index", "llama_index_instrumentation", "pydantic")
-
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name)
-    if module is None:
-        raise AttributeError(f"module 'enginekit.llama_index' has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _FOREIGN:
-            raise MissingExtra(
-                f"enginekit.llama_index.{name} needs llama-index-core, which is not installed",
-                hint="pip install 'enginekit[llama-index]'",
-                extra="llama-index",
-            ) from error
-        raise
+    value = resolved(
+        __name__,
+        _PUBLIC,
+        name,
+        needs="llama-index-core",
+        foreign=("llama_index", "llama_index_instrumentation", "pydantic"),
+    )
     globals()[name] = value
     return value
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from enginekit.engines._fault import Case, Fault, overflow_facts, retry_facts
-from enginekit.engines._vllm_wire import FAULTS as VLLM_FAULTS
+from enginekit.engines._vllm_faults import FAULTS as VLLM_FAULTS
+from enginekit.engines._vllm_wire import tools_by_parser
 from enginekit.engines.rayserve.scaling import Scaling
 from enginekit.errors import (
     BadRequest,
@@ -325,23 +326,7 @@ def facts_of(
 
 def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Feature, Capability]:
     """The capabilities of a model deployed with, or without, a tool parser."""
-    capability = (
-        Capability(support="native", evidence=evidence)
-        if native
-        else Capability(
-            support="emulated",
-            evidence=evidence,
-            note=f"by a JSON schema, one call at a time; natively with {TOOL_ARGUMENTS}",
-        )
-    )
-    found: dict[Feature, Capability] = {
-        "tools": capability,
-        "tool_choice_required": capability,
-        "tool_choice_named": capability,
-    }
-    if not native:
-        found["parallel_tool_calls"] = replace(capability, support="none")
-    return found
+    return tools_by_parser(native, evidence, TOOL_ARGUMENTS)
 
 
 def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
-from enginekit.engines._vllm_wire import TOOL_FLAGS
+from enginekit.engines._vllm_faults import TOOL_FLAGS
+from enginekit.engines._vllm_wire import tools_by_parser
 from enginekit.facts.engine import (
     Capability,
     EngineProfile,
@@ -125,23 +125,7 @@ def facts_of(
 
 def tool_capabilities(native: bool, evidence: Evidence = "probed") -> dict[Feature, Capability]:
     """The capabilities of a server that was started with, or without, a tool parser."""
-    capability = (
-        Capability(support="native", evidence=evidence)
-        if native
-        else Capability(
-            support="emulated",
-            evidence=evidence,
-            note=f"by a JSON schema, one call at a time; natively with {TOOL_FLAGS}",
-        )
-    )
-    found: dict[Feature, Capability] = {
-        "tools": capability,
-        "tool_choice_required": capability,
-        "tool_choice_named": capability,
-    }
-    if not native:
-        found["parallel_tool_calls"] = replace(capability, support="none")
-    return found
+    return tools_by_parser(native, evidence, TOOL_FLAGS)
 
 
 def model_cards(listing: Mapping[str, Any]) -> tuple[ModelCard, ...]:
