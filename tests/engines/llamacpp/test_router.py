@@ -13,6 +13,7 @@ from enginekit.errors import (
     BadRequest,
     ConfigError,
     EngineFault,
+    EngineLoading,
     EngineTimeout,
     ModelNotFound,
     Unsupported,
@@ -242,3 +243,35 @@ def test_a_load_that_is_too_slow_or_fails_sends_no_prompt() -> None:
             open_reply(router(), replace(request, model="broken"), stream=True, budgets=HURRIED),
             broken,
         )
+
+
+def test_in_a_list_nobody_waits_for_a_load_but_it_is_begun() -> None:
+    """The next engine answers; whoever is told of it has the model loaded meanwhile."""
+    request = replace(chat(), model="scripted")
+    told: list[Any] = []
+
+    def passing(engine: Any, encoded: Any) -> Any:
+        told.append((engine, encoded.call.json["model"]))
+        return failed
+
+    def opening() -> Operation[Any]:
+        return open_reply(
+            router(), request, stream=True, budgets=Budgets(), max_retries=0, passing=passing
+        )
+
+    failed: Any = None
+    with pytest.raises(EngineLoading, match="has not loaded the model yet"):
+        play(opening(), {"GET /models": rec("models_cold")})
+    ((engine, model),) = told
+    assert model == "scripted"
+    log: list[Any] = []
+    warming = {"GET /models": rec("models_loaded"), "POST /models/load": rec("load")}
+    encoded = engine.encode(request, stream=True)
+    play(engine.warm(encoded, 600.0), warming, log)
+    assert "/models/load" in [one.path for one in log]
+    failed = EngineFault("it failed the last time")
+    with pytest.raises(EngineFault, match="last time"):
+        play(opening(), {"GET /models": rec("models_cold")})
+    with pytest.raises(AssertionError, match="Open"):  # loaded: the request itself
+        play(opening(), {"GET /models": rec("models_loaded")})
+    assert len(told) == 2
