@@ -213,6 +213,12 @@ def render() -> str:
         "Gemma 4: on the processor this llama.cpp counts the tied table twice in its plan (it makes "
         "the output before the input table). Here it is added to our figure too; a load maps both "
         "onto the same pages.\n",
+        "Older builds follow the same rules: llama-server b11434 and b10488 (which Ollama 0.33 "
+        "carries) plan the same weights and caches for 15 models of 14 architectures "
+        "(`tests/oracle/test_builds.py`). Their compute buffers are equal or smaller, except for a few "
+        "MiB with latent attention and Gemma 4. 68 architectures that the catalog has no model of, and "
+        "fifteen settings (`-fa off`, quantized caches, `-ub`, `-np`, `--swa-full`, embeddings, "
+        "reranking) are asked about in every run.\n",
         "One model per architecture, 32768 tokens over four slots; ours / llama.cpp's:\n",
         "| model | architecture | weights | cache | compute | total | error |",
         "|---|---|---|---|---|---|---|",
