@@ -307,8 +307,7 @@ def command(
     else:
         assert isinstance(place, Shards)
         parts.append(_window(sizer, setting.context, setting.users))
-        if sizer.own_rows is not None:
-            parts.append(_flag(flags, "sequences", str(sizer.own_rows)))
+        parts += [_visible(sizer, place), *_rows(sizer, setting, place)]
         if place.tensor > 1:
             parts.append(_flag(flags, "tensor", str(place.tensor)))
         if place.pipeline > 1:
@@ -331,6 +330,34 @@ def command(
     else:
         shown = _by_name(policy, model, setting.quantization)
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
+
+
+def _rows(sizer: Pooling, setting: Setting, place: Shards) -> Iterator[str]:
+    """The flags of a batch that is not the engine's own."""
+    flags = sizer.policy.flags
+    usual = sizer.default_rows(place)
+    tokens, sequences = sizer.rows(place, setting.users)
+    if sizer.own_rows is not None:
+        yield _flag(flags, "sequences", str(sequences))
+    elif sequences > usual[1]:
+        yield _flag(flags, "admitted" if "admitted" in flags else "sequences", str(sequences))
+    if tokens > usual[0]:
+        yield _flag(flags, "batched", str(tokens))
+
+
+def _visible(sizer: Pooling, place: Shards) -> str:
+    """Which GPUs the engine is shown, where those are not the first ones; it would take these."""
+    chosen = sorted(gpu.index for gpu in place.gpus)
+    every = sizer.devices.gpus
+    sliced = len({gpu.index for gpu in every}) < len(every)
+    if place.gpus[0].host or sliced or chosen == list(range(len(chosen))):
+        return ""
+    spelling = sizer.policy.visible.get(place.gpus[0].backend, "")
+    shown = spelling.format(",".join(map(str, chosen)))
+    alike = len({gpu.name for gpu in every}) == 1
+    # CUDA counts the fastest first, unless it is told to count as the driver does.
+    counted = shown.startswith("CUDA") and not alike
+    return f"CUDA_DEVICE_ORDER=PCI_BUS_ID {shown}" if counted else shown
 
 
 def _device_names(sizer: Allocation, place: Placement) -> str:

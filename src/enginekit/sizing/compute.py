@@ -228,10 +228,10 @@ def usual_ubatch(spec: ModelSpec, policy: Policy) -> int:
     return own or policy.ubatch
 
 
-def rows_of(policy: Policy, smallest_gpu: int) -> tuple[int, int]:
-    """Batched tokens and sequences that a pool engine takes by default on GPUs of that size."""
-    for least, tokens, sequences in policy.rows:
-        if smallest_gpu >= least:
+def rows_of(policy: Policy, smallest_gpu: int, name: str = "") -> tuple[int, int]:
+    """Batched tokens and sequences that a pool engine takes by default on GPUs of that size and name."""
+    for least, tokens, sequences, but in policy.rows:
+        if smallest_gpu >= least and not (but and but in name.lower()):
             return tokens, sequences
     return 2048, 256
 

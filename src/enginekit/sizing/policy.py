@@ -79,8 +79,14 @@ class Policy:
     """Others that it takes if asked; they are not offered."""
     sampler_bytes: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Pool only: bytes per row and vocabulary entry of the sampling peak."""
-    rows: tuple[tuple[int, int, int], ...] = ()
-    """Pool only: (GPU of at least so many bytes, batched tokens, sequences), largest first."""
+    rows: tuple[tuple[int, int, int, str], ...] = ()
+    """Pool only: (GPU of at least so many bytes, batched tokens, sequences, a word that its name has
+    not, in small letters), largest first."""
+    replicates_heads: bool = True
+    """Pool only: whether KV heads are copied where there are more GPUs than heads."""
+    visible: Mapping[str, str] = field(default_factory=dict)
+    """By backend: how a process is shown some of the GPUs, `{}` for their numbers; empty where
+    `devices` is among the flags."""
     graphs: Triple = (0, 0, 0)
     graphs_moe: Triple = (0, 0, 0)
     parallel_overhead: Triple = (0, 0, 0)
@@ -147,6 +153,14 @@ _CUDA_CONTEXTS: Final[Mapping[tuple[int, int], Triple]] = MappingProxyType(
 )
 _ANY_GPU: Final[Mapping[str, Backend]] = MappingProxyType(
     {"nvidia": "cuda", "amd": "vulkan", "intel": "vulkan", "apple": "metal", "other": "vulkan"}
+)
+
+_VISIBLE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "cuda": "CUDA_VISIBLE_DEVICES={}",
+        "rocm": "HIP_VISIBLE_DEVICES={}",
+        "xpu": "ZE_AFFINITY_MASK={}",
+    }
 )
 
 CONTEXT: Final = Policy(
@@ -250,7 +264,9 @@ PAGED: Final = Policy(
     ),
     # llm-d-benchmark, empirical vLLM memory: 38.4-39.6 B per row and entry; FlashInfer needs less.
     sampler_bytes=(12.0, 38.5, 38.5),
-    rows=((160 * GIB, 16384, 1024), (70 * GIB, 8192, 1024), (0, 2048, 256)),
+    # EngineArgs.get_batch_defaults: large batches make an A100 slower (its pull request 17885).
+    rows=((160 * GIB, 16384, 1024, ""), (70 * GIB, 8192, 1024, "a100"), (0, 2048, 256, "")),
+    visible=_VISIBLE,
     graphs=_mib(0, 150, 512),
     graphs_moe=_mib(100, 512, 1100),
     parallel_overhead=_mib(340, 430, 600),
@@ -266,6 +282,7 @@ PAGED: Final = Policy(
     flags={
         "context": "--max-model-len {}",
         "sequences": "--max-num-seqs {}",
+        "batched": "--max-num-batched-tokens {}",
         "cache_type": "--kv-cache-dtype {}",
         "tensor": "--tensor-parallel-size {}",
         "pipeline": "--pipeline-parallel-size {}",
@@ -290,7 +307,9 @@ WARMED: Final = Policy(
     cache_types=("auto", "fp8_e5m2"),
     more_cache_types=("fp8_e4m3fn",),
     sampler_bytes=(4.0, 12.0, 24.0),
-    rows=((0, 4096, 128),),
+    rows=((0, 4096, 128, ""),),
+    replicates_heads=False,  # flash_llama_modeling: num_key_value_heads % num_shards == 0
+    visible=_VISIBLE,
     graphs=_mib(100, 300, 800),
     graphs_moe=_mib(100, 500, 1100),
     parallel_overhead=_mib(340, 430, 600),
@@ -300,6 +319,7 @@ WARMED: Final = Policy(
     flags={
         "context": "--max-total-tokens {}",
         "sequences": "--max-batch-size {}",
+        "admitted": "--max-concurrent-requests {}",
         "cache_type": "--kv-cache-dtype {}",
         "tensor": "--num-shard {}",
         "utilization": "--cuda-memory-fraction {}",
@@ -328,7 +348,9 @@ COMPILED: Final = Policy(
     # mlc_llm/model/qwen3_vl; gemma4_loader leaves the vision tower out, and the others have none.
     towers=frozenset({"qwen2vl", "qwen3vl"}),
     sampler_bytes=(16.125, 16.125, 16.125),
-    rows=((0, 8192, 4),),
+    rows=((0, 8192, 4, ""),),
+    replicates_heads=False,  # its models assert that num_key_value_heads divides
+    visible={"cuda": "CUDA_VISIBLE_DEVICES={}", "vulkan": "--device vulkan:{}"},
     # Those with logits of every token of a chunk would need several GB at 8192.
     warm_tokens=dict.fromkeys(ALL_LOGITS, 2048),
     token_limit={"metal": 32768},

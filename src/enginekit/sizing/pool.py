@@ -99,7 +99,7 @@ class Pooling:
         self._fixed: dict[tuple[str, int, int, int, int], Fixed] = {}
         self._besides: dict[tuple[int, int, int, int], tuple[Triple, Triple]] = {}
         self._tables: dict[tuple[str, int], WeightTable] = {}
-        self._defaults: dict[int, tuple[int, int]] = {}
+        self._defaults: dict[tuple[int, str], tuple[int, int]] = {}
         self._requests: dict[tuple[int, str, int, int, int], tuple[int, int]] = {}
 
     def places(self) -> list[Shards]:
@@ -110,7 +110,9 @@ class Pooling:
         gpus = self.devices.gpus
         found = [
             Shards(gpus[: tensor * pipeline], tensor, pipeline)
-            for tensor, pipeline in tensor_splits(self.spec, len(gpus))
+            for tensor, pipeline in tensor_splits(
+                self.spec, len(gpus), self.policy.replicates_heads
+            )
         ]
         if not found and self.policy.cpu:
             found.append(Shards((self.devices.host,), 1, 1))
@@ -119,7 +121,8 @@ class Pooling:
 
     def everywhere(self) -> Shards:
         """On all GPUs that can be used at once: the last of `places()`, without making the others."""
-        tensor, pipeline = tensor_split(self.spec, len(self.devices.gpus))
+        count, copied = len(self.devices.gpus), self.policy.replicates_heads
+        tensor, pipeline = tensor_split(self.spec, count, copied)
         return Shards(self.devices.gpus[: tensor * pipeline], tensor, pipeline)
 
     def roomy(self, quantization: str) -> list[Shards]:
@@ -134,17 +137,24 @@ class Pooling:
         """The quantizations that pass. Each is tested: kernels pad some with fewer bits to more."""
         return [name for name in names if test(name)]
 
-    def rows(self, place: Shards, users: int) -> tuple[int, int]:
-        """Batched tokens and sequences of the start-up run."""
-        found = self._defaults.get(place.total)
+    def default_rows(self, place: Shards) -> tuple[int, int]:
+        """Batched tokens and sequences that the engine chooses by itself."""
+        key = place.total, place.gpus[0].name
+        found = self._defaults.get(key)
         if found is None:
-            tokens, sequences = rows_of(self.policy, place.total)
+            tokens, sequences = rows_of(self.policy, *key)
             tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
-            found = self._defaults[place.total] = tokens, sequences
-        tokens, sequences = found
-        if self.own_rows is not None:
-            return tokens, self.own_rows
-        return tokens, max(sequences, users) if self.compiled else sequences
+            found = self._defaults[key] = tokens, sequences
+        return found
+
+    def rows(self, place: Shards, users: int) -> tuple[int, int]:
+        """Batched tokens and sequences of the start-up run: a sequence for every user.
+
+        A batch has a token for each sequence at least; vLLM refuses any smaller.
+        """
+        tokens, sequences = self.default_rows(place)
+        sequences = max(sequences, users) if self.own_rows is None else self.own_rows
+        return tokens if self.compiled else max(tokens, sequences), sequences
 
     def weights(self, quantization: str, tensor: int = 1) -> WeightTable:
         """Weights with what loading adds to the experts."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.budget import Device
-from enginekit.sizing.kinds import widest_heads
+from enginekit.sizing.kinds import kinds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,25 +80,41 @@ def gpu_counts(available: int) -> tuple[int, ...]:
     return (*counts, available) if available else ()
 
 
-def tensor_splits(spec: ModelSpec, available: int) -> Iterator[tuple[int, int]]:
+def tensor_splits(
+    spec: ModelSpec, available: int, replicates: bool = True
+) -> Iterator[tuple[int, int]]:
     """Tensor and pipeline parallel degrees that an engine accepts, fewest GPUs first.
 
-    Heads must divide evenly. Pipeline stages are tried where tensor parallelism alone cannot use
+    Heads must divide evenly, those of K and V too, or be copied evenly where the engine does so
+    (`replicates`). Pipeline stages are tried where tensor parallelism alone cannot use
     the GPUs.
     """
     seen = set()
     for count in gpu_counts(available):
-        split = tensor_split(spec, count)
+        split = tensor_split(spec, count, replicates)
         if split not in seen:
             seen.add(split)
             yield split
 
 
-def tensor_split(spec: ModelSpec, count: int) -> tuple[int, int]:
+def tensor_split(spec: ModelSpec, count: int, replicates: bool = True) -> tuple[int, int]:
     """Tensor and pipeline parallel degrees for so many GPUs."""
-    heads = max(widest_heads(spec)[0], 1)
-    tensor = next(t for t in range(count, 0, -1) if heads % t == 0 and count % t == 0)
+    tensor = next(
+        t for t in range(count, 0, -1) if count % t == 0 and _divides(spec, t, replicates)
+    )
     return tensor, min(count // tensor, max(spec.n_layers, 1))
+
+
+@lru_cache(maxsize=4096)
+def _divides(spec: ModelSpec, tensor: int, replicates: bool) -> bool:
+    """Whether the heads of every layer can be divided; a latent is the same on every GPU."""
+    for layer, _ in kinds(spec):
+        if layer.heads % tensor:
+            return False
+        kv = 0 if layer.attention == "mla" else layer.kv_heads
+        if kv % tensor and not (replicates and tensor % kv == 0):
+            return False
+    return True
 
 
 def largest(fits: Callable[[int], int], low: int, high: int) -> int:
