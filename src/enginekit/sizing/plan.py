@@ -1,6 +1,7 @@
 """One model, one machine, one way of taking memory: what fits, how much of it, how fast, and why.
 
-`plan()` is pure and takes under a millisecond once model and machine are known.
+`plan()` is pure. It takes a fraction of a millisecond; the first plan of a model, which sums its
+weights at every quantization, up to a few (docs/performance.md).
 """
 
 from __future__ import annotations
