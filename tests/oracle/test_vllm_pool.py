@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +53,37 @@ def test_blocks_tokens_and_requests_are_vllms_own(row: dict[str, str]) -> None:
     # vLLM does not round the tokens of models with windows to blocks.
     assert 0 <= int(row["tokens"]) - pool.tokens(room) < block
     assert pool.requests(room) == pytest.approx(float(row["requests"]), abs=0.015)
+
+
+_LFM2 = {
+    "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "hidden_size": 1024,
+    "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "intermediate_size": 6656, "block_dim": 1024, "block_ff_dim": 6656,
+    "block_auto_adjust_ff_dim": True, "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0,
+    "conv_L_cache": 3, "conv_bias": False, "vocab_size": 65536,
+    "max_position_embeddings": 128000, "tie_word_embeddings": True,
+    "layer_types": ["full_attention" if i in (2, 5, 8, 10, 12, 14) else "conv" for i in range(16)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "cache", "held", "tokens", "requests"),
+    [
+        (CONFIGS["qwen2.5-0.5b"], "bf16", "fp8", 988065536, 174720, 21.33),
+        (CONFIGS["qwen2.5-0.5b"], "f32", "float32", 1976131072, 43648, 5.33),
+        (_LFM2, "bf16", "auto", 708967936, 82160, 10.03),
+    ],
+    ids=["fp8 cache", "float32", "ten convolutions in groups of six"],
+)
+def test_other_types_and_a_hybrid(
+    config: dict[str, Any], dtype: str, cache: str, held: int, tokens: int, requests: float
+) -> None:
+    """Real vLLM 0.32 on the processor, a pool of 1 GiB, 8192 tokens, `kv_cache_dtype="fp8"` and
+    `dtype="float32"` by `tests/oracle/vllm_loaded.py`, dummy weights."""
+    spec = hf_config.to_spec(config, name="m")
+    size = weights(spec, "bf16").total * (2 if dtype == "f32" else 1)
+    assert size == pytest.approx(held, rel=0.0002)
+    pool = vllm_pool(spec, 8192, dtype=cache, block_tokens=128, batched_tokens=BATCHED)
+    assert pool.requests(1 << 30) == pytest.approx(requests, abs=0.015)
+    # With groups it prints requests times their length, of a whole number of blocks.
+    assert abs(tokens - pool.tokens(1 << 30)) < 128

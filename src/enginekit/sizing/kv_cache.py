@@ -324,7 +324,7 @@ def vllm_pool(
         if widest:
             block_tokens = max(block_tokens, -(-state // (widest * block_tokens)) * block_tokens)
             state = block_tokens * widest
-        pages = 2 * state * spec.recurrent_layers
+        pages = 2 * state * (spec.recurrent_layers + _grouped(spec).get(_STATE, (0, 0))[0])
     padded = _grouped(spec)
     for layer, count in _kinds(spec):
         token = cells[layer]
@@ -354,9 +354,13 @@ def vllm_pool(
     )
 
 
+_STATE: Final = -1
+
+
 @lru_cache(maxsize=1024)
 def _grouped(spec: ModelSpec) -> Mapping[int, tuple[int, int]]:
-    """By window (0 for none): layers that are added, and those that there are; empty for one kind.
+    """By window (0 for none, `_STATE` for recurrent state): layers that are added, and those that there
+    are; empty for one kind.
 
     vLLM's groups are as large as the rarest kind, or as the commonest if that is under 1.25 times.
     """
@@ -364,7 +368,9 @@ def _grouped(spec: ModelSpec) -> Mapping[int, tuple[int, int]]:
     for layer, count in _kinds(spec):
         if layer.attention not in ("none", "shared") and layer.kv_heads:
             counts[layer.window] = counts.get(layer.window, 0) + count
-    every = [*counts.values(), *([spec.recurrent_layers] if spec.recurrent_layers else [])]
+    if spec.recurrent_layers:
+        counts[_STATE] = spec.recurrent_layers
+    every = counts.values()
     if len(every) < 2:
         return MappingProxyType({})
     size = max(every) if max(every) < 1.25 * min(every) else min(every)
