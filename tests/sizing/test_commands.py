@@ -10,8 +10,10 @@ import pytest
 from enginekit.catalog import catalog_names, describe
 from enginekit.facts.model import ModelNames
 from enginekit.hardware import preset
+from enginekit.sizing.advice import bits
 from enginekit.sizing.plan import plan
-from enginekit.sizing.policy import CONTEXT, PAGED, TIERED
+from enginekit.sizing.policy import COMPILED, CONTEXT, PAGED, TIERED
+from enginekit.sizing.quantization import gguf_label
 
 LARGE = preset("8xb300")
 
@@ -93,3 +95,102 @@ def test_a_checkpoint_is_no_file_for_llama_cpp() -> None:
     served = plan(model, preset("rtx4090"), policy=PAGED, source="/data/mine")
     assert "vllm serve /data/mine" in served.command
     assert not any("convert" in note for note in served.notes)
+
+
+def _mlc(name: str, hardware: str = "rtx4090", **settings):
+    return plan(describe(name), preset(hardware), policy=COMPILED, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "hardware", "label"),
+    [
+        ("llama3.1-8b", "rtx4090", "q4f16_1"),
+        ("llama3.1-70b", "2xa100-80", "q3f16_1"),
+        ("smollm2-135m", "rtx4090", "q0f16"),
+    ],
+)
+def test_a_repository_for_mlc_is_named_and_planned_with_what_it_holds(
+    name: str, hardware: str, label: str
+) -> None:
+    made = _mlc(name, hardware)
+    assert made.quantization == label
+    assert made.command.startswith(f"mlc_llm serve HF://{describe(name).names.mlc} ")
+    assert f"-{label}-MLC " in made.command
+
+
+@pytest.mark.parametrize("name", catalog_names())
+def test_mlc_is_given_one_option_of_settings(name: str) -> None:
+    """`--overrides` given twice keeps only the last (argparse)."""
+    model = describe(name)
+    found = plan(model, LARGE, policy=COMPILED)
+    assert found.command.count("--overrides") <= 1
+    assert bool(found.command) == bool(model.names.mlc)
+    for fix in found.fixes:
+        assert not fix.flags or re.fullmatch(r'--overrides "[a-z_=0-9;.]+"', fix.flags)
+
+
+def test_mlc_is_told_to_hold_more_than_one_modest_request() -> None:
+    """By cpp/serve/config.cc `local` holds min(context, 8192) tokens over all sequences."""
+    alone = _mlc("llama3.1-8b", context=4096)
+    assert alone.command.endswith('-MLC --overrides "context_window_size=4096"')
+    assert alone.pool_tokens == 4096
+    several = _mlc("llama3.1-8b", context=4096, users=8)
+    settings = '"context_window_size=4096;max_num_sequence=8"'
+    assert several.command.endswith(f"-MLC --mode server --overrides {settings}")
+    assert several.pool_tokens == 8 * 4096
+    assert "--mode server" in _mlc("llama3.1-8b", context=16384).command
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "said"),
+    [
+        ("qwen3-14b", None, "no q4f16_1 weights for it are known"),
+        ("llama3.1-8b", "q3f16_1", "q4f16_1-MLC holds q4f16_1"),
+    ],
+)
+def test_weights_that_nobody_compiled_are_no_command_but_a_note(name, asked, said) -> None:
+    made = _mlc(name, quantization=asked, context=16384)
+    assert made.command == ""
+    (note,) = [each for each in made.notes if "convert_weight" in each]
+    assert said in note
+    assert f"--quantization {made.quantization}" in note
+    assert "`mlc_llm serve DIR --mode server --overrides" in note
+
+
+def test_a_folder_of_compiled_weights_is_served() -> None:
+    model = replace(describe("llama3.1-8b"), format="mlc", quantization="q3f16_1")
+    made = plan(model, preset("rtx4090"), policy=COMPILED, source="/data/mine")
+    assert made.command.startswith("mlc_llm serve /data/mine ")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("embeddinggemma-300m", "Q8_0"), ("qwen3-embedding-0.6b", "Q8_0"), ("gemma3-12b", "Q4_K_M")],
+)
+def test_a_repository_with_few_files_is_asked_for_one_that_it_has(name: str, label: str) -> None:
+    """llama.cpp's `find_best_model` has no other file for a label that is not there."""
+    made = plan(describe(name), preset("rtx4090"), policy=CONTEXT)
+    assert f" -hf {describe(name).names.gguf}:{label} " in made.command
+    assert not any("has no" in note for note in made.notes)
+
+
+def test_a_file_that_the_repository_has_not_got_is_one_to_bring() -> None:
+    model, machine = describe("gemma3-12b"), preset("rtx4090")
+    made = plan(model, machine, policy=CONTEXT, quantization="IQ4_XS")
+    assert " -m gemma-3-12b-it-IQ4_XS.gguf " in made.command
+    (note,) = [each for each in made.notes if "no IQ4_XS file" in each]
+    assert "ggml-org/gemma-3-12b-it-GGUF" in note
+    assert "Q4_K_M, Q8_0, F16" in note
+    own = plan(model, machine, policy=CONTEXT, quantization="IQ4_XS", source="/data/a.gguf")
+    assert not any("no IQ4_XS file" in each for each in own.notes)
+    tagged = plan(describe("embeddinggemma-300m"), machine, policy=TIERED)
+    assert tagged.command.endswith("ollama run embeddinggemma")
+    assert tagged.quantization == "BF16"
+
+
+def test_labels_of_the_catalog_are_those_of_llama_quantize_in_order() -> None:
+    for name in catalog_names():
+        labels = describe(name).names.gguf_labels
+        assert all(gguf_label(label) == label for label in labels)
+        sizes = [bits(label) for label in labels]
+        assert sizes == sorted(sizes)

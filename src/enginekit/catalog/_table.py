@@ -20,6 +20,7 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `tower=PARAMS`: vision and audio part of the publisher's checkpoint, not in `params_total`
 * `mmproj=LABEL:BYTES/…`: the projectors of the GGUF repository, tensor bytes by the rules of
   llama.cpp's converter; of several with 16 bits the first. `mmproj=none`: its converter makes none
+* `labels=LABEL/…`: the files of a GGUF repository that has few, fewest bits first
 * `tag=LABEL`: what the Ollama tag holds where it is not Q4_K_M
 * `mtp=N`, `encoder=1`, `headless=1` (no output matrix), `rerank=1`, `unknown=1` (what its cache holds is not
   known: a plan gives a range)
@@ -125,6 +126,7 @@ def _spec(row: Row) -> ModelSpec:
             catalog=row["name"],
             hf=row["hf_repo"],
             gguf=row["gguf_repo"],
+            gguf_labels=tuple(label for label in layout.get("labels", "").split("/") if label),
             ollama=row["ollama_tag"],
             ollama_quantization=layout.get("tag", ""),
             mlc=row["mlc_repo"],

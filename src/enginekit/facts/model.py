@@ -177,6 +177,8 @@ class ModelNames:
     catalog: str = ""
     hf: str = ""
     gguf: str = ""
+    gguf_labels: tuple[str, ...] = ()
+    """What that repository has, fewest bits first, where it is known and not the usual row of files."""
     ollama: str = ""
     ollama_quantization: str = ""
     """What that tag holds; empty: Q4_K_M, or the native format where GGUF files keep it."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Final
 
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing import repositories
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.kinds import widest_heads
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
-from enginekit.sizing.policy import GIB, Policy
+from enginekit.sizing.policy import GIB
 from enginekit.sizing.pool import Pooling, Shards
 from enginekit.sizing.projector import sees, weights
 from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
+from enginekit.sizing.repositories import by_name, lacks, to_convert
 from enginekit.sizing.split import Placement, largest, layered
 from enginekit.sizing.weights import typical_bits
 
@@ -29,9 +30,6 @@ _LEAST_CONTEXT: Final = 1024
 
 _BATCH: Final = 2048
 """llama.cpp's `-b` where nobody gives it."""
-
-_SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
-"""Published formats that GGUF files of the model keep."""
 
 _ONE_FILE: Final = 45 * GIB
 """Larger files do not go to the Hub in one piece (its limit is 50 GB)."""
@@ -123,6 +121,8 @@ def _window(sizer: Sizer, context: int, users: int) -> str:
 
 
 def _fix(change: str, cost: str, flags: str, sizer: Sizer, place: Place) -> Fix:
+    if flags and sizer.policy.together:
+        flags = sizer.policy.together.format(flags)
     return Fix(change=change, cost=cost, flags=flags, where=sizer.where(place))  # type: ignore[arg-type]
 
 
@@ -186,6 +186,8 @@ def _smaller_weights(sizer: Sizer, setting: Setting, place: Place) -> list[Fix]:
         if width >= now or excess(sizer, setting._replace(quantization=name), place) > 0:
             continue
         cost = "answers get worse" if width < _FEWER_BITS else "little, if it is a good conversion"
+        if lacks(sizer.spec, sizer.policy, name):
+            cost += f"; {sizer.spec.names.gguf} has no such file"
         return [_fix(name, cost, "", sizer, place)]
     return []
 
@@ -277,9 +279,17 @@ def _more_gpus(sizer: Sizer, setting: Setting) -> list[Fix]:
 
 
 def command(
-    sizer: Sizer, setting: Setting, place: Place, model: ModelSpec, source: str = ""
+    sizer: Sizer,
+    setting: Setting,
+    place: Place,
+    model: ModelSpec,
+    source: str = "",
+    folder: str = "",
 ) -> str:
-    """The command line that this plan means. `source` is a local file or folder, if there is one."""
+    """The command line that this plan means; empty where weights must be made first.
+
+    `source` is a local file or folder, if there is one, and `folder` one of converted weights.
+    """
     policy, flags = sizer.policy, sizer.policy.flags
     parts: list[str] = []
     if isinstance(sizer, Allocation):
@@ -321,14 +331,23 @@ def command(
     words = [part for part in parts if part]
     environment = [word for word in words if word.split("=")[0].isupper()]
     rest = [word for word in words if word not in environment]
-    if source and _to_convert(model, policy):
-        shown = _by_name(policy, model, setting.quantization)
+    if policy.together:
+        # Given twice the option keeps only the last.
+        apart = [word for word in rest if word.startswith("-")]
+        joined = ";".join(word for word in rest if word not in apart)
+        rest = [*apart, policy.together.format(joined)] if joined else apart
+    if folder:
+        shown = folder
+    elif to_convert(model, policy, setting.quantization, source):
+        if policy.names != "gguf":
+            return ""
+        shown = by_name(policy, model, setting.quantization)
     elif source and sizer.images and model.projector_file and policy.pair_option:
         shown = policy.pair_option.format(source, model.projector_file)
     elif source:
         shown = policy.file_option.format(source)
     else:
-        shown = _by_name(policy, model, setting.quantization)
+        shown = by_name(policy, model, setting.quantization)
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
 
 
@@ -337,7 +356,10 @@ def _rows(sizer: Pooling, setting: Setting, place: Shards) -> Iterator[str]:
     flags = sizer.policy.flags
     usual = sizer.default_rows(place)
     tokens, sequences = sizer.rows(place, setting.users)
-    if sizer.own_rows is not None:
+    if sizer.served(setting):
+        yield flags["serves_many"]
+        yield _flag(flags, "sequences", str(sequences))
+    elif sizer.own_rows is not None:
         yield _flag(flags, "sequences", str(sequences))
     elif sequences > usual[1]:
         yield _flag(flags, "admitted" if "admitted" in flags else "sequences", str(sequences))
@@ -372,36 +394,6 @@ def _device_names(sizer: Allocation, place: Placement) -> str:
     return ",".join(f"CUDA{gpu.index}" for gpu in sorted(place.gpus, key=lambda gpu: gpu.index))
 
 
-def _to_convert(model: ModelSpec, policy: Policy) -> bool:
-    """Whether what was looked at is a checkpoint, and the engine takes GGUF files only."""
-    return model.format in ("safetensors", "pytorch") and policy.names == "gguf"
-
-
-def _by_name(policy: Policy, model: ModelSpec, label: str) -> str:
-    """The model by the name that the engine knows, with nothing invented where it knows none."""
-    names = model.names
-    name: str = getattr(names, policy.names)
-    if policy.tags and names.gguf and not (name and label == tag_quantization(model, policy)):
-        return policy.other_option.format(name=names.gguf, quantization=label)
-    if model.native_format == "mxfp4":
-        label = policy.labels.get(label, label)
-    if not name and policy.names == "gguf":
-        return policy.file_option.format(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
-    return policy.repo_option.format(name=name or model.name, quantization=label)
-
-
-def tag_quantization(model: ModelSpec, policy: Policy) -> str:
-    """What an engine loads that is given the model's name alone."""
-    if policy.tags and model.names.ollama_quantization:
-        return model.names.ollama_quantization
-    native = weight_format(model.native_format) if model.native_format else None
-    if native is not None and native.format in policy.formats:
-        return model.native_format
-    if "gguf" in policy.formats and model.native_format in _SAME_IN_GGUF:
-        return _SAME_IN_GGUF[model.native_format]
-    return policy.default_quantization
-
-
 def _utilization(sizer: Pooling, place: Shards) -> str:
     """Needed where something else already holds more of the GPU than the default leaves."""
     share = min((gpu.free / gpu.total for gpu in place.gpus if gpu.total), default=1.0)
@@ -411,9 +403,14 @@ def _utilization(sizer: Pooling, place: Shards) -> str:
 
 
 def notes(
-    sizer: Sizer, setting: Setting, place: Place, model: ModelSpec, machine: Machine
+    sizer: Sizer,
+    setting: Setting,
+    place: Place,
+    model: ModelSpec,
+    machine: Machine,
+    source: str = "",
 ) -> tuple[str, ...]:
-    """What the numbers do not say."""
+    """What the numbers do not say. `source` is a local file or folder, if there is one."""
     said: list[str] = [*sizer.devices.excluded, *sizer.policy.notes]
     if not model.known_layout:
         said.append(
@@ -424,15 +421,12 @@ def notes(
             f"trained for {model.context_length} tokens only: what comes after them is not "
             "understood well, and some engines refuse so large a context"
         )
-    if _to_convert(model, sizer.policy) and not model.names.gguf:
-        said.append(
-            f"{model.name.rsplit('/', 1)[-1]} holds no GGUF file: convert it first "
-            "(convert_hf_to_gguf.py and llama-quantize of llama.cpp)"
-        )
+    label = setting.quantization
+    start = command(sizer, setting, place, model, folder="DIR")
+    said.extend(repositories.notes(model, sizer.policy, label, source, start))
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
-    label = setting.quantization
-    shown = _by_name(sizer.policy, model, label) if sizer.policy.tags else ""
+    shown = by_name(sizer.policy, model, label) if sizer.policy.tags else ""
     if "hf.co/" in shown and sizer.weights(label).found.total > _ONE_FILE:
         said.append(
             "files of this size are split, and Ollama takes no split file from the Hub (its issue "

@@ -23,6 +23,7 @@ from enginekit.sizing.outcome import DevicePlan, Plan, QuantizationFit, Verdict
 from enginekit.sizing.policy import CONTEXT, GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
 from enginekit.sizing.quantization import is_gguf, weight_format
+from enginekit.sizing.repositories import tag_quantization
 from enginekit.sizing.speed import NO_SPEED, estimate
 from enginekit.sizing.split import Placement, largest
 from enginekit.sizing.stages import allocated_stages, pooled_stages, shard_words, split_words
@@ -113,7 +114,7 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
         return own
     if own and is_gguf(own) and "gguf" in policy.formats:
         return own
-    return advice.tag_quantization(model, policy)
+    return tag_quantization(model, policy)
 
 
 def _with_context(
@@ -282,7 +283,7 @@ def _answer(
             wide=policy.allocation == "pool",
         ),
         command=advice.command(sizer, setting, place, model, source),
-        notes=advice.notes(sizer, setting, place, model, machine),
+        notes=advice.notes(sizer, setting, place, model, machine, source),
         weights_method=method,
         host_layers=host_layers,
         host_expert_layers=host_experts,

@@ -124,6 +124,15 @@ class Policy:
     flags: Mapping[str, str] = field(default_factory=dict)
     """Setting to its spelling on the command line, `{}` for the value. `context` is the tokens of all
     users together where memory is allocated for each; `context_each` those of one."""
+    together: str = ""
+    """Option that takes all settings that are written `name=value`, joined by `;`; empty: each is an
+    option of its own."""
+    made_by: str = ""
+    """How weights of `{label}` are made from a checkpoint in `{folder}`, where a repository holds one
+    quantization and most models have none."""
+    modest: int = 0
+    """Pool only: tokens of the one request that the default mode holds; beyond either, `serves_many`
+    is needed. 0: no such mode."""
     notes: tuple[str, ...] = ()
 
     def __hash__(self) -> int:
@@ -357,11 +366,19 @@ COMPILED: Final = Policy(
     startup=(2.0, 8.0, 60.0),
     command="mlc_llm serve {model}",
     names="mlc",
+    repo_option="HF://{name}",
+    made_by="`mlc_llm convert_weight {folder} --quantization {label} -o DIR`, `mlc_llm gen_config "
+    "{folder} --quantization {label} --conv-template NAME -o DIR`",
+    together='--overrides "{}"',
+    # `local`: all sequences share the tokens of one, at most 8192. `server` fills the share of the
+    # device, but holds logits of as many sequences as were compiled (128) unless told.
+    modest=8192,
     flags={
-        "context": "--overrides context_window_size={}",
-        "sequences": "--overrides max_num_sequence={}",
-        "tensor": "--overrides tensor_parallel_shards={}",
-        "utilization": "--overrides gpu_memory_utilization={}",
+        "context": "context_window_size={}",
+        "sequences": "max_num_sequence={}",
+        "serves_many": "--mode server",
+        "tensor": "tensor_parallel_shards={}",
+        "utilization": "gpu_memory_utilization={}",
     },
 )
 """MLC LLM (cpp/serve/config.cc): 85 per cent of the device; on Metal at most 32768 tokens over all

@@ -156,6 +156,13 @@ class Pooling:
         sequences = max(sequences, users) if self.own_rows is None else self.own_rows
         return tokens if self.compiled else max(tokens, sequences), sequences
 
+    def served(self, setting: Setting) -> bool:
+        """Whether the engine's default mode holds less than this, so that another must be asked for."""
+        modest = self.policy.modest
+        return bool(modest) and (
+            setting.users > 1 or setting.context > modest or self.own_rows is not None
+        )
+
     def weights(self, quantization: str, tensor: int = 1) -> WeightTable:
         """Weights with what loading adds to the experts."""
         found = self._tables.get((quantization, tensor))
@@ -290,7 +297,11 @@ class Pooling:
         if not request:
             return 0
         if self.compiled:
-            return int(room * setting.context / request)
+            # No mode keeps more than all its sequences can fill; the default one that of one.
+            users = self.rows(place, setting.users)[1] if self.served(setting) else 1
+            most = users * setting.context
+            limit = self.policy.token_limit.get(place.gpus[0].backend, most)
+            return min(int(room * setting.context / request), most, limit)
         pool = self._pool(setting, place)
         return pool.tokens(room)
 

@@ -1,0 +1,125 @@
+"""Which files the known repositories of a model hold, and so what an engine can be told to load."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Final
+
+from enginekit.facts.model import ModelSpec
+from enginekit.sizing.policy import Policy
+from enginekit.sizing.quantization import is_gguf, weight_format
+
+_SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
+"""Published formats that GGUF files of the model keep."""
+
+_COMPILED: Final = re.compile(r"-(q\d+b?f\d+(?:_\d+)?)-MLC$", re.IGNORECASE)
+"""The quantization in the name of a repository of weights for MLC LLM."""
+
+
+def compiled_quantization(repository: str) -> str:
+    """What a repository of MLC weights holds, from its name; "" if the name does not say."""
+    found = _COMPILED.search(repository)
+    return found[1] if found else ""
+
+
+def tag_quantization(model: ModelSpec, policy: Policy) -> str:
+    """What an engine loads that is given the model's name alone."""
+    names = model.names
+    if policy.tags and names.ollama_quantization:
+        return names.ollama_quantization
+    if policy.made_by:
+        return compiled_quantization(names.mlc) or policy.default_quantization
+    native = weight_format(model.native_format) if model.native_format else None
+    if native is not None and native.format in policy.formats:
+        return model.native_format
+    if "gguf" in policy.formats and model.native_format in _SAME_IN_GGUF:
+        return _SAME_IN_GGUF[model.native_format]
+    if "gguf" in policy.formats and not (policy.tags and names.ollama):
+        return _held(names.gguf_labels, policy.default_quantization)
+    return policy.default_quantization
+
+
+def _held(labels: tuple[str, ...], usual: str) -> str:
+    """The usual label, or of a repository without it the one of fewest bits."""
+    return usual if not labels or usual in labels else labels[0]
+
+
+def to_convert(model: ModelSpec, policy: Policy, label: str, source: str) -> bool:
+    """Whether weights must be made before the engine can be started with them.
+
+    Args:
+        model: facts of the model.
+        policy: how the engine takes models.
+        label: the planned quantization.
+        source: the local file or folder, if there is one.
+    """
+    checkpoint = model.format in ("safetensors", "pytorch")
+    if policy.names == "gguf":
+        return checkpoint
+    if not policy.made_by:
+        return False
+    if source:
+        return model.format not in policy.formats
+    return not model.names.mlc or compiled_quantization(model.names.mlc) not in ("", label)
+
+
+def lacks(model: ModelSpec, policy: Policy, label: str) -> str:
+    """The GGUF repository that the engine would be told, if it has no file of that label; else ""."""
+    names = model.names
+    labels = names.gguf_labels
+    if "gguf" not in policy.formats or not labels or label in labels or not is_gguf(label):
+        return ""
+    by_tag = policy.tags and names.ollama and label == tag_quantization(model, policy)
+    return "" if by_tag else names.gguf
+
+
+def by_name(policy: Policy, model: ModelSpec, label: str) -> str:
+    """The model by the name that the engine knows, with nothing invented where it knows none."""
+    names = model.names
+    name: str = getattr(names, policy.names)
+    if lacks(model, policy, label):
+        name = names.gguf.rsplit("/", 1)[-1]
+        name = name.removesuffix("-GGUF").removesuffix("-gguf")
+        return policy.file_option.format(f"{name}-{label}.gguf")
+    if policy.tags and names.gguf and not (name and label == tag_quantization(model, policy)):
+        return policy.other_option.format(name=names.gguf, quantization=label)
+    if model.native_format == "mxfp4":
+        label = policy.labels.get(label, label)
+    if not name and policy.names == "gguf":
+        return policy.file_option.format(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
+    return policy.repo_option.format(name=name or model.name, quantization=label)
+
+
+def notes(model: ModelSpec, policy: Policy, label: str, source: str, start: str) -> Iterator[str]:
+    """What must be made before the command runs, and how.
+
+    Args:
+        model: facts of the model.
+        policy: how the engine takes models.
+        label: the planned quantization.
+        source: the local file or folder, if there is one.
+        start: the command that starts the engine with a folder `DIR` of converted weights.
+    """
+    short = model.name.rsplit("/", 1)[-1]
+    lacking = "" if source else lacks(model, policy, label)
+    if lacking:
+        held = ", ".join(model.names.gguf_labels)
+        yield (
+            f"{lacking} has no {label} file but {held}: take one of those, another repository, or "
+            "make it (llama-quantize of llama.cpp)"
+        )
+    if not to_convert(model, policy, label, source):
+        return
+    if policy.made_by:
+        folder = source or "FOLDER"
+        own = "" if source else compiled_quantization(model.names.mlc)
+        why = f"{model.names.mlc} holds {own}" if own else f"no {label} weights for it are known"
+        made = policy.made_by.format(folder=folder, label=label)
+        yield f"{why}: make them from the publisher's checkpoint ({made}), then `{start}`"
+    elif not model.names.gguf:
+        yield (
+            f"{short} holds no GGUF file: convert it first "
+            "(convert_hf_to_gguf.py and llama-quantize of llama.cpp)"
+        )
