@@ -328,3 +328,24 @@ def test_a_plan_for_a_name_on_the_hub_asks_the_users_hub_with_the_users_token(
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
         planning.plan(f"hf://{REPO}", hardware="rtx4090")
     assert len(server.requests) == asked
+
+
+def test_the_chosen_file_and_its_revision_are_kept(server: Server):
+    path = "sub/m-UD-Q4_K_XL.gguf"
+    repository(server, {path: gguf_file(extra=1 << 20), "m-Q8_0.gguf": b""})
+    found = describe_repo(REPO, file=path, endpoint=server.url)
+    assert (found.names.gguf_file, found.names.revision) == (path, "")
+    rows = {"siblings": [{"rfilename": path, "size": 1 << 20}]}
+    server.on(f"/api/models/{REPO}/revision/v2", json_reply(rows))
+    server.on(f"/{REPO}/resolve/v2/{path}", ranged(gguf_file(extra=1 << 20)))
+    found = describe_repo(REPO, file=path, revision="v2", endpoint=server.url)
+    assert (found.names.gguf_file, found.names.revision) == (path, "v2")
+
+
+def test_the_revision_of_a_checkpoint_is_kept(server: Server):
+    config = json.dumps(SMALL).encode()
+    rows = {"siblings": [{"rfilename": "config.json", "size": len(config)}]}
+    server.on(f"/api/models/{REPO}/revision/v2", json_reply(rows))
+    server.on(f"/{REPO}/resolve/v2/config.json", ranged(config))
+    found = describe_repo(REPO, revision="v2", endpoint=server.url)
+    assert (found.names.hf, found.names.revision) == (REPO, "v2")

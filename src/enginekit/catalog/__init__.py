@@ -15,6 +15,7 @@ from typing import Any
 from enginekit.catalog.names import Match, catalog_names, find, get, suggestions
 from enginekit.errors import ModelFileError
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing.quantization import is_gguf
 
 __all__ = [
     "Match",
@@ -57,9 +58,13 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
             # would raise for a name that is too long.
             return describe_folder(path)
     found = get(name)
-    return (
-        replace(found.spec, quantization=found.quantization) if found.quantization else found.spec
-    )
+    if not found.quantization:
+        return found.spec
+    names = found.spec.names
+    if name.count("/") == 1 and ":" not in name and not is_gguf(found.quantization):
+        # Another repository of the same model: Qwen/Qwen3-8B-FP8.
+        names = replace(names, hf=name, hf_quantization=found.quantization)
+    return replace(found.spec, quantization=found.quantization, names=names)
 
 
 def _is_path(name: str, path: Path) -> bool:

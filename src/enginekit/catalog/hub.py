@@ -156,7 +156,7 @@ class Hub:
         spec = _gguf_spec.to_spec(joined, name=repo)
         return replace(
             spec,
-            names=ModelNames(gguf=repo),
+            names=ModelNames(gguf=repo, gguf_file=path, revision=_other(revision)),
             projector_bytes=beside[taken] if taken else spec.projector_bytes,
             capabilities=replace(spec.capabilities, vision=True) if taken else spec.capabilities,
         )
@@ -175,6 +175,7 @@ class Hub:
             quant_config=quant,
             chat_template=template,
         )
+        spec = replace(spec, names=replace(spec.names, revision=_other(revision)))
         chosen = safetensors.one_copy(names)
         sizes = {each.path: each.size for each in files}
         on_disk = sum(sizes[name] for name in chosen)
@@ -274,6 +275,10 @@ class Hub:
         if status in (401, 403, 404):
             raise ModelNotFound(message, hint=hint, model=what, status=status)
         raise DownloadError(message, hint=hint, status=status)
+
+
+def _other(revision: str) -> str:
+    return "" if revision == "main" else revision
 
 
 def _said(body: bytes) -> str:

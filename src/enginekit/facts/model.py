@@ -176,9 +176,15 @@ class ModelNames:
 
     catalog: str = ""
     hf: str = ""
+    hf_quantization: str = ""
+    """What that repository holds; empty: the native format, or 16 bits."""
     gguf: str = ""
     gguf_labels: tuple[str, ...] = ()
     """What that repository has, fewest bits first, where it is known and not the usual row of files."""
+    gguf_file: str = ""
+    """The file of that repository that was looked at, with its folder."""
+    revision: str = ""
+    """Branch, tag or commit that was looked at; empty: the main one."""
     ollama: str = ""
     ollama_quantization: str = ""
     """What that tag holds; empty: Q4_K_M, or the native format where GGUF files keep it."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
-from enginekit.sizing import repositories
+from enginekit.sizing import checkpoint, gguf_names, pool_flags, repositories
 from enginekit.sizing.allocate import Allocation, Setting
 from enginekit.sizing.kinds import widest_heads
 from enginekit.sizing.kv_cache import llamacpp_refusal
@@ -317,12 +317,15 @@ def command(
     else:
         assert isinstance(place, Shards)
         parts.append(_window(sizer, setting.context, setting.users))
-        parts += [_visible(sizer, place), *_rows(sizer, setting, place)]
+        parts += [pool_flags.visible(sizer, place), *pool_flags.rows(sizer, setting, place)]
         if place.tensor > 1:
             parts.append(_flag(flags, "tensor", str(place.tensor)))
         if place.pipeline > 1:
             parts.append(_flag(flags, "pipeline", str(place.pipeline)))
         parts.append(_utilization(sizer, place))
+        parts.append(checkpoint.conversion(policy, model, setting.quantization))
+        if model.names.revision and not source:
+            parts.append(_flag(flags, "revision", model.names.revision))
     if setting.cache_type != policy.cache_types[0]:
         parts.append(_flag(flags, "cache_type", setting.cache_type))
     beside = source and policy.images == "file"
@@ -336,7 +339,10 @@ def command(
         apart = [word for word in rest if word.startswith("-")]
         joined = ";".join(word for word in rest if word not in apart)
         rest = [*apart, policy.together.format(joined)] if joined else apart
-    if folder:
+    stands_for = checkpoint.placeholder(policy, model, setting.quantization)
+    if stands_for:
+        shown = stands_for
+    elif folder:
         shown = folder
     elif to_convert(model, policy, setting.quantization, source):
         if policy.names != "gguf":
@@ -349,37 +355,6 @@ def command(
     else:
         shown = by_name(policy, model, setting.quantization)
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
-
-
-def _rows(sizer: Pooling, setting: Setting, place: Shards) -> Iterator[str]:
-    """The flags of a batch that is not the engine's own."""
-    flags = sizer.policy.flags
-    usual = sizer.default_rows(place)
-    tokens, sequences = sizer.rows(place, setting.users)
-    if sizer.served(setting):
-        yield flags["serves_many"]
-        yield _flag(flags, "sequences", str(sequences))
-    elif sizer.own_rows is not None:
-        yield _flag(flags, "sequences", str(sequences))
-    elif sequences > usual[1]:
-        yield _flag(flags, "admitted" if "admitted" in flags else "sequences", str(sequences))
-    if tokens > usual[0]:
-        yield _flag(flags, "batched", str(tokens))
-
-
-def _visible(sizer: Pooling, place: Shards) -> str:
-    """Which GPUs the engine is shown, where those are not the first ones; it would take these."""
-    chosen = sorted(gpu.index for gpu in place.gpus)
-    every = sizer.devices.gpus
-    sliced = len({gpu.index for gpu in every}) < len(every)
-    if place.gpus[0].host or sliced or chosen == list(range(len(chosen))):
-        return ""
-    spelling = sizer.policy.visible.get(place.gpus[0].backend, "")
-    shown = spelling.format(",".join(map(str, chosen)))
-    alike = len({gpu.name for gpu in every}) == 1
-    # CUDA counts the fastest first, unless it is told to count as the driver does.
-    counted = shown.startswith("CUDA") and not alike
-    return f"CUDA_DEVICE_ORDER=PCI_BUS_ID {shown}" if counted else shown
 
 
 def _device_names(sizer: Allocation, place: Placement) -> str:
@@ -446,12 +421,14 @@ def notes(
     shm = machine.memory.shm_bytes
     if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:
         said.append("shared memory is under 1 GiB: start the container with --ipc=host")
+    said.append(checkpoint.said(sizer.policy, model, label))
+    said.append(gguf_names.said(sizer.policy, model, label))
     said += _images(sizer, setting, model)
     if sizer.calibration.sentence:
         said.append(sizer.calibration.sentence)
     # The layout is said above, in the words of a plan.
     said.extend(note for note in model.notes if not note.startswith("unknown attention layout"))
-    return tuple(dict.fromkeys(said))
+    return tuple(dict.fromkeys(note for note in said if note))
 
 
 def _images(sizer: Sizer, setting: Setting, model: ModelSpec) -> Iterator[str]:

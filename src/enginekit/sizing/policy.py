@@ -115,10 +115,14 @@ class Policy:
     """How it takes a local file with its projector; empty: a file alone has all."""
     repo_option: str = "{name}"
     """How it takes a name: `{name}` and `{quantization}`."""
+    exact_option: str = ""
+    """How it takes one `{file}` of the GGUF repository `{name}`; `{tag}` is the file's own label."""
     tags: bool = False
     """Whether a name stands for one quantization: another one is had by `other_option` only."""
     other_option: str = ""
     """How it takes the GGUF repository `{name}` where its own name is unknown or is another file."""
+    quantize: Mapping[str, str] = field(default_factory=dict)
+    """Format to the flag by which the engine makes it of a checkpoint in 16 bits, layer by layer."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """GGUF label to the word that files of the model's native format have in their names."""
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -191,6 +195,7 @@ CONTEXT: Final = Policy(
     file_option="-m {}",
     pair_option="-m {} --mmproj {}",
     repo_option="-hf {name}:{quantization}",
+    exact_option="-hf {name} -hff {file}",
     labels={"MXFP4_MOE": "MXFP4"},  # ggml-org/gpt-oss-20b-GGUF: gpt-oss-20b-mxfp4.gguf
     flags={
         "context": "-c {}",
@@ -233,6 +238,7 @@ TIERED: Final = Policy(
     repo_option="ollama run {name}",
     tags=True,
     other_option="ollama run hf.co/{name}:{quantization}",
+    exact_option="ollama run hf.co/{name}:{tag}",
     flags={
         "context_each": "OLLAMA_CONTEXT_LENGTH={}",
         "users": "OLLAMA_NUM_PARALLEL={}",
@@ -288,10 +294,12 @@ PAGED: Final = Policy(
     block_tokens={"cpu": 128},
     startup=(20.0, 60.0, 120.0),
     command="vllm serve {model}",
+    quantize={"fp8": "--quantization fp8"},
     flags={
         "context": "--max-model-len {}",
         "sequences": "--max-num-seqs {}",
         "batched": "--max-num-batched-tokens {}",
+        "revision": "--revision {}",
         "cache_type": "--kv-cache-dtype {}",
         "tensor": "--tensor-parallel-size {}",
         "pipeline": "--pipeline-parallel-size {}",
@@ -325,10 +333,12 @@ WARMED: Final = Policy(
     compute_capability=(7, 0),
     startup=(15.0, 40.0, 120.0),
     command="text-generation-launcher --model-id {model}",
+    quantize={"fp8": "--quantize fp8", "bnb-nf4": "--quantize bitsandbytes-nf4"},
     flags={
         "context": "--max-total-tokens {}",
         "sequences": "--max-batch-size {}",
         "admitted": "--max-concurrent-requests {}",
+        "revision": "--revision {}",
         "cache_type": "--kv-cache-dtype {}",
         "tensor": "--num-shard {}",
         "utilization": "--cuda-memory-fraction {}",

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing import gguf_names
 from enginekit.sizing.policy import Policy
 from enginekit.sizing.quantization import is_gguf, weight_format
 
@@ -77,6 +78,8 @@ def lacks(model: ModelSpec, policy: Policy, label: str) -> str:
 
 def by_name(policy: Policy, model: ModelSpec, label: str) -> str:
     """The model by the name that the engine knows, with nothing invented where it knows none."""
+    if gguf_names.looked_at(policy, model, label):
+        return gguf_names.exact(policy, model, label)
     names = model.names
     name: str = getattr(names, policy.names)
     if lacks(model, policy, label):

@@ -1,0 +1,39 @@
+"""Flags of a pool engine that say how many requests it takes and which GPUs it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from enginekit.sizing.allocate import Setting
+from enginekit.sizing.pool import Pooling, Shards
+
+
+def rows(sizer: Pooling, setting: Setting, place: Shards) -> Iterator[str]:
+    """The flags of a batch that is not the engine's own."""
+    flags = sizer.policy.flags
+    usual = sizer.default_rows(place)
+    tokens, sequences = sizer.rows(place, setting.users)
+    if sizer.served(setting):
+        yield flags["serves_many"]
+        yield flags.get("sequences", "").format(sequences)
+    elif sizer.own_rows is not None:
+        yield flags.get("sequences", "").format(sequences)
+    elif sequences > usual[1]:
+        yield flags.get("admitted", flags.get("sequences", "")).format(sequences)
+    if tokens > usual[0]:
+        yield flags.get("batched", "").format(tokens)
+
+
+def visible(sizer: Pooling, place: Shards) -> str:
+    """Which GPUs the engine is shown, where those are not the first ones; it would take these."""
+    chosen = sorted(gpu.index for gpu in place.gpus)
+    every = sizer.devices.gpus
+    sliced = len({gpu.index for gpu in every}) < len(every)
+    if place.gpus[0].host or sliced or chosen == list(range(len(chosen))):
+        return ""
+    spelling = sizer.policy.visible.get(place.gpus[0].backend, "")
+    shown = spelling.format(",".join(map(str, chosen)))
+    alike = len({gpu.name for gpu in every}) == 1
+    # CUDA counts the fastest first, unless it is told to count as the driver does.
+    counted = shown.startswith("CUDA") and not alike
+    return f"CUDA_DEVICE_ORDER=PCI_BUS_ID {shown}" if counted else shown
