@@ -195,11 +195,14 @@ class Allocation:
         found._ask(images=False)
         return found
 
-    def excess(self, setting: Setting, place: Placement, *, margin: bool = True) -> int:
+    def excess(
+        self, setting: Setting, place: Placement, *, margin: bool = True, host: bool = True
+    ) -> int:
         """Bytes by which the tightest device is over; 0 or less when everything has its place.
 
-        With `margin` the rule of verdict `fits`, without it the rule of `tight`. The same sums as
-        `terms.allocated_devices`, written for the thousands of times that a search asks.
+        With `margin` the rule of verdict `fits`, without it the rule of `tight`; without `host` only
+        the GPUs are asked. The same sums as `terms.allocated_devices`, written for the thousands of
+        times that a search asks.
         """
         quantization, tokens, slots, cache_type = setting
         # Both are known nearly always: a call would cost as much as looking them up.
@@ -209,7 +212,9 @@ class Allocation:
         _, device_expected, device_high = buffers
         over, lent_expected, lent_high = -(1 << 62), 0, 0
         for row, expected, high in line or self._line(place, quantization, cache_type):
-            limit, kept, kinds, state, doubt, _, _, carve_out, host, inputs = row
+            limit, kept, kinds, state, doubt, _, _, carve_out, on_host, inputs = row
+            if on_host and not host:
+                continue
             if len(kinds) == 1:  # one kind of layer, as in most models
                 rest = kinds[0] * cells[0] + state * slots
             else:
@@ -225,7 +230,7 @@ class Allocation:
             if carve_out >= 0:
                 lent_expected += max(0, expected - carve_out)
                 lent_high += max(0, high - carve_out)
-            elif host:
+            elif on_host:
                 expected, high = expected + lent_expected, high + lent_high
             missing = expected - limit
             if margin:
@@ -282,21 +287,22 @@ class Allocation:
         return found
 
     def hosted(self, names: Sequence[str], setting: Setting) -> set[str]:
-        """The quantizations that fit with all that can be in host memory: layers, or experts only."""
+        """The quantizations that fit with some or all of it in host memory."""
         gpus, host = self.devices.gpus, self.devices.host
         if not gpus or not self.policy.offload:
             return set()
         room = host.limit + sum([gpu.carve_out if gpu.shared else gpu.limit for gpu in gpus])
+        none = self.whole(0)
 
-        def fits(name: str, place: Placement) -> bool:
-            return self.excess(Setting(name, *setting[1:]), place) <= 0
+        def alone(name: str) -> bool:
+            return self.excess(Setting(name, *setting[1:]), none) <= 0
 
         there = [name for name in names if self.weights(name).found.total < room]
-        found = set(self.passing(there, lambda name: fits(name, self.whole(0))))
-        if self.spec.experts is not None:
-            # The copy of one matrix may be larger where the types are mixed: each is asked.
-            place = self.without_experts(self.n)
-            found.update(name for name in there if name not in found and fits(name, place))
+        found = set(self.passing(there, alone))
+        # The copy of one matrix may be larger where the types are mixed: each is asked.
+        for name in there:
+            if name not in found and self.offloaded(Setting(name, *setting[1:])) is not None:
+                found.add(name)
         return found
 
     def offloaded(self, setting: Setting, *, margin: bool = True) -> Placement | None:
@@ -309,20 +315,34 @@ class Allocation:
         return self._offloaded[key]
 
     def _offload(self, setting: Setting, margin: bool) -> Placement | None:
+        """Fill the GPUs, then see whether the rest has its place: no split asks less of the host."""
 
-        def over(place: Placement) -> int:
-            return self.excess(setting, place, margin=margin)
+        def over(place: Placement, *, host: bool = False) -> int:
+            return self.excess(setting, place, margin=margin, host=host)
 
         if self.spec.experts is not None:
-            least = largest(lambda left: over(self.without_experts(self.n - left)), 0, self.n)
-            if least >= 0:
-                return self.without_experts(self.n - least)
+            left = largest(lambda left: over(self.without_experts(self.n - left)), 0, self.n)
+            if left >= 0:
+                place = self.without_experts(self.n - left)
+                if over(place, host=True) <= 0:
+                    return place
         count = len(self.devices.gpus)
-        layers = largest(lambda kept: over(self._placed(count, self.n - kept, 0)), 1, self.n - 1)
-        if layers >= 1:
-            return self._placed(count, self.n - layers, 0)
+        kept = largest(lambda kept: over(self._placed(count, self.n - kept, 0)), 1, self.n - 1)
+        if kept >= 1:
+            place = self._placed(count, self.n - kept, 0)
+            if over(place, host=True) <= 0:
+                return place
+        # Over several GPUs, layers are dealt anew with each one more: a few more may ask less of each.
+        most = min(kept + 2 * count, self.n - 1) if count > 1 else kept
+        for tried in range(most, kept, -1):
+            place = self._placed(count, self.n - tried, 0)
+            short = over(place, host=True)
+            if short <= 0:
+                return place
+            if short > over(place):
+                break  # the host is short, and with fewer layers on GPUs it will be more so
         place = self.whole(0)
-        return place if over(place) <= 0 else None
+        return place if over(place, host=True) <= 0 else None
 
     def without_experts(self, moved: int) -> Placement:
         """Everything on GPUs but the routed experts of the first `moved` layers."""

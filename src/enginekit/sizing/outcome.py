@@ -137,8 +137,8 @@ class Plan:
     largest_context: int
     """Per user, with these users and this quantization and the margins left free; 0: none does."""
     most_users: int
-    """At this context and with the margins left free; with this very split where a part is in host
-    memory."""
+    """At this context and with the margins left free; with this very split where it fits and a part
+    is in host memory."""
     quantizations: tuple[QuantizationFit, ...]
     fixes: tuple[Fix, ...]
     speed: Speed
@@ -155,7 +155,12 @@ class Plan:
     @property
     def room(self) -> str:
         """Largest context and most users in words; a nought is told as what it means."""
-        context = f"context {self.largest_context} tokens" if self.largest_context else "no context"
+        among = f" for {self.users} users" if self.users > 1 else ""
+        context = (
+            f"context {self.largest_context} tokens"
+            if self.largest_context
+            else f"no context{among}"
+        )
         users = f"{self.most_users or 'no'} user{'' if self.most_users == 1 else 's'}"
         shown = f"{context}; {users} at {self.context} tokens"
         if not self.devices:
@@ -163,7 +168,8 @@ class Plan:
         if self.verdict == "tight":
             return f"with the margin left free: {shown}"
         if self.verdict == "no" and not self.largest_context:
-            return "no context fits beside the weights and the margin"
+            fewer = f"; {users} at {self.context} tokens" if self.most_users else ""
+            return f"no context fits{among} beside the weights and the margin{fewer}"
         return shown
 
     @property

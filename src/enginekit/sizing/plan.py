@@ -166,8 +166,6 @@ def _searched(
 def _context_on_gpus(sizer: Allocation | Pooling, setting: Setting, model: ModelSpec) -> int:
     """Largest context per user with nothing but inputs on the host (on the CPU without GPUs)."""
     trained = model.context_length or 1 << 17
-    if not model.causal:
-        return trained
     search, best = _searched(sizer, setting, model), 0
     places: list[Placement | Shards] = [*sizer.roomy(setting.quantization)]
     for place in reversed(places):
@@ -182,12 +180,41 @@ def _context_with_host(sizer: Allocation | Pooling, setting: Setting, model: Mod
     """Largest context per user with layers or experts on the host."""
     if isinstance(sizer, Pooling):
         return 0
-    search = _searched(sizer, setting, model)
-    for tried in (setting.context or _STEP, _STEP):
-        part = sizer.offloaded(setting._replace(context=tried))
-        if part is not None:
-            return max(search(part), search(sizer.whole(0)))
-    return 0
+    trained = model.context_length or 1 << 17
+
+    def at(step: int) -> Setting:
+        return setting._replace(context=min(step * _STEP, trained))
+
+    most = -(-trained // _STEP)
+    first = min(max(setting.context // _STEP, 1), most)
+    return min(_most_with_host(sizer, at, most, first) * _STEP, trained)
+
+
+def _most_with_host(
+    sizer: Allocation, at: Callable[[int], Setting], most: int, first: int = 1
+) -> int:
+    """The largest step up to `most` that some split with host memory holds; 0: none.
+
+    Each step may need a split of its own. A split that holds one step often holds many more, so it
+    is asked first how far it reaches, and the host alone before all others.
+    """
+    if not sizer.devices.gpus or not sizer.policy.offload:
+        return 0
+    if sizer.excess(at(most), sizer.whole(0)) <= 0:
+        return most
+    found, beyond, step = 0, most + 1, first
+    while found < step < beyond:
+        place = sizer.offloaded(at(step))
+        if place is None:
+            beyond = step
+        else:
+
+            def over(tried: int, place: Placement = place) -> int:
+                return sizer.excess(at(tried), place)
+
+            found = largest(over, step, beyond - 1)
+        step = (found + beyond) // 2
+    return found
 
 
 def choose(
@@ -338,7 +365,7 @@ def _most_users(
 ) -> int:
     places: list[Placement | Shards] = [*sizer.roomy(setting.quantization)]
     offloaded = isinstance(place, Placement) and (place.host_layers or place.host_experts)
-    if verdict != "no" and offloaded:
+    if verdict == "fits" and offloaded:
         places = [place]
     best = 0
     quantization, context, _, cache_type = setting
@@ -350,6 +377,9 @@ def _most_users(
 
         if best < MOST_USERS and over(best + 1) <= 0:
             best = largest(over, best + 1, MOST_USERS)
+    if not best and isinstance(sizer, Allocation) and setting.users > 1:
+        # With all its users it does not fit on any split, so only fewer can.
+        best = _most_with_host(sizer, lambda n: setting._replace(users=n), setting.users - 1)
     return best
 
 
