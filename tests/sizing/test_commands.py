@@ -194,3 +194,36 @@ def test_labels_of_the_catalog_are_those_of_llama_quantize_in_order() -> None:
         assert all(gguf_label(label) == label for label in labels)
         sizes = [bits(label) for label in labels]
         assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "context", "batch"),
+    [
+        ("bge-m3", {}, 8192, "-b 8192 -ub 8192"),
+        ("bge-m3", {"context": 4096}, 4096, "-b 4096 -ub 4096"),
+        ("bge-large-en-v1.5", {}, 512, "-ub 2048"),
+        ("bge-m3", {"ubatch": 1024}, 1024, "-ub 1024"),
+        ("qwen3-reranker-0.6b", {}, 2048, "-ub 2048"),
+        ("qwen3-reranker-0.6b", {"context": 4096}, 4096, "-b 4096 -ub 4096"),
+        ("qwen3-embedding-0.6b", {}, 32768, "-ub 2048"),  # its last token stands for the text
+    ],
+)
+def test_a_text_that_is_planned_fits_into_one_batch(name, settings, context, batch) -> None:
+    """llama-server: "input is too large to process. increase the physical batch size"."""
+    made = plan(describe(name), preset("rtx4090"), policy=CONTEXT, **settings)
+    assert made.context == context
+    assert f" -c {context} " in made.command
+    assert f" {batch} " in made.command
+    assert not any("is refused" in note for note in made.notes)
+
+
+def test_the_buffer_is_that_of_the_batch_and_what_it_refuses_is_said() -> None:
+    model, machine = describe("bge-m3"), preset("rtx4090")
+    whole = plan(model, machine, policy=CONTEXT).devices[0].terms["compute"].expected
+    short = plan(model, machine, policy=CONTEXT, context=2048).devices[0].terms["compute"].expected
+    assert whole > 3.5 * short
+    less = plan(model, machine, policy=CONTEXT, context=8192, ubatch=1024)
+    assert any("more than 1024 tokens is refused" in note for note in less.notes)
+    ollama = plan(model, machine, policy=TIERED)
+    assert ollama.context == 2048
+    assert ollama.context_reason == "a text must fit into one batch"

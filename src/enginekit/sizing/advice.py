@@ -11,6 +11,7 @@ from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing import checkpoint, gguf_names, pool_flags, repositories
 from enginekit.sizing.allocate import Allocation, Setting
+from enginekit.sizing.compute import in_one_piece
 from enginekit.sizing.kinds import widest_heads
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
@@ -357,6 +358,13 @@ def command(
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
 
 
+def refused_beyond(sizer: Sizer, model: ModelSpec) -> int:
+    """Tokens of the longest text that is not refused for the batch's sake; 0: it may be divided."""
+    if not isinstance(sizer, Allocation) or not sizer.policy.embedding_ubatch:
+        return 0
+    return sizer.ubatch if in_one_piece(model) else 0
+
+
 def _device_names(sizer: Allocation, place: Placement) -> str:
     """Some of several equal GPUs as llama.cpp's `--list-devices` has them; else it takes them all.
 
@@ -388,14 +396,17 @@ def notes(
     """What the numbers do not say. `source` is a local file or folder, if there is one."""
     said: list[str] = [*sizer.devices.excluded, *sizer.policy.notes]
     if not model.known_layout:
-        said.append(
-            f"unknown attention layout ({model.architecture}): the cache is a range, not a number"
-        )
+        stated = all(layer.attention != "unknown" for layer in model.layers)
+        range_ = "at most what is counted" if stated else "a range, not a number"
+        said.append(f"unknown attention layout ({model.architecture}): the cache is {range_}")
     if model.context_length and setting.context > model.context_length:
         said.append(
             f"trained for {model.context_length} tokens only: what comes after them is not "
             "understood well, and some engines refuse so large a context"
         )
+    batch = refused_beyond(sizer, model)
+    if 0 < batch < setting.context:
+        said.append(f"a text of more than {batch} tokens is refused: it must fit into one batch")
     label = setting.quantization
     start = command(sizer, setting, place, model, folder="DIR")
     said.extend(repositories.notes(model, sizer.policy, label, source, start))

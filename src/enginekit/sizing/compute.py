@@ -221,10 +221,29 @@ def llamacpp_host(spec: ModelSpec, context: int, *, ubatch: int = 512) -> Triple
     return base + 2 * ubatch * context, base + 2 * ubatch * context, base + 4 * ubatch * context
 
 
-def usual_ubatch(spec: ModelSpec, policy: Policy) -> int:
-    """The micro-batch that an engine, or the command of a plan, takes for a model."""
+def in_one_piece(spec: ModelSpec) -> bool:
+    """Whether llama.cpp refuses a text that does not fit into one micro-batch.
+
+    A decoder whose last token stands for the text may read it in parts (`can_split` in
+    tools/server/server-context.cpp); an encoder and a reranker may not.
+    """
+    serves = spec.capabilities
+    return bool(serves.rerank or (serves.embedding and not spec.causal))
+
+
+def usual_ubatch(spec: ModelSpec, policy: Policy, context: int | None = None) -> int:
+    """The micro-batch that an engine, or the command of a plan, takes for a model.
+
+    Args:
+        spec: the model.
+        policy: whose rules.
+        context: tokens of a text, if that was asked for.
+    """
     serves = spec.capabilities
     own = policy.embedding_ubatch if serves.embedding or serves.rerank else 0
+    if own and in_one_piece(spec) and "batch" in policy.flags:
+        # An encoder's texts are short; a decoder could read more than any memory holds at once.
+        own = max(own, context or (0 if spec.causal else spec.context_length))
     return own or policy.ubatch
 
 

@@ -90,7 +90,7 @@ def plan(
             model,
             policy,
             found,
-            ubatch or usual_ubatch(model, policy),
+            ubatch or usual_ubatch(model, policy, context),
             images=images,
             flash=flash,
             calibration=calibration or NONE,
@@ -126,6 +126,9 @@ def _with_context(
         beyond = model.context_length and wanted > model.context_length
         why = f"as asked, though trained for {model.context_length} only" if beyond else "as asked"
         return setting, why, None
+    batch = advice.refused_beyond(sizer, model)
+    if batch and batch < trained:
+        return setting._replace(context=batch), "a text must fit into one batch", None
     if not model.causal:
         return setting._replace(context=trained), "all that the encoder reads", None
     tiers = sizer.policy.context_tiers
