@@ -250,3 +250,12 @@ def test_a_longer_context_never_costs_less(
 def test_every_cache_type_of_llama_cpp_is_there() -> None:
     wanted = {"f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"}
     assert wanted <= set(CACHE_TYPES)
+
+
+def test_index_keys_of_minimax_m3_are_counted() -> None:
+    """57 of its 60 layers keep a key of 128 beside 4 heads of 128 with K and V."""
+    spec = describe("minimax-m3")
+    assert [bool(layer.indexer_dim) for layer in spec.layers] == [False] * 3 + [True] * 57
+    found = llamacpp_cache(spec, 4096)
+    assert found.total == 4096 * 2 * (60 * 2 * 4 * 128 + 57 * 128)
+    assert found.high == found.total

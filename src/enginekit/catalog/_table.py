@@ -8,7 +8,7 @@ The `layout` column holds what does not fit a number: `key=value` words.
 * `shared_kv=N`: the last N layers reuse a cache; `wide_ffn=` their feed-forward width
 * `ple=`: width of the per-layer embedding
 * `mla=KV_LORA/ROPE/Q_LORA/NOPE/V`, `indexer=DIM`, `indexer_every=N` after the
-  first `indexer_first=` layers, which all have one
+  first `indexer_first=` layers, which all have one; `indexer_after=N`: the first N layers have none
 * `experts=TOTAL/USED/WIDTH`, `shared=COUNT/WIDTH`, `dense_first=N`, `dense=1` (a dense part beside
   the experts), `latent=`, `ungated=1`
 * `gdn=K_HEADS/V_HEADS/K_DIM/CONV full_every=N`: gated delta net on all but each Nth layer
@@ -189,6 +189,10 @@ def _shape(row: Row, layout: Mapping[str, str], count: int, mla: Mla | None) -> 
             i >= first and i % apart == apart - 1 for i in range(count)
         )
     spacing, lead = int(layout.get("indexer_every", 1)), int(layout.get("indexer_first", 0))
+    plain = int(layout.get("indexer_after", 0))
+    indexed = tuple(
+        index >= plain and (index < lead or (index - lead) % spacing == 0) for index in range(count)
+    )
     return _layout.Shape(
         layers=count,
         heads=heads,
@@ -204,7 +208,7 @@ def _shape(row: Row, layout: Mapping[str, str], count: int, mla: Mla | None) -> 
         shared_kv=shared_kv,
         mla=mla,
         indexer_dim=int(layout.get("indexer", 0)),
-        indexer=tuple(index < lead or (index - lead) % spacing == 0 for index in range(count)),
+        indexer=indexed,
         moe=moe,
         dense_beside_moe="dense" in layout,
         causal="encoder" not in layout,

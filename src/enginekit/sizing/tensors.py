@@ -283,9 +283,15 @@ def _latent_attention(spec: ModelSpec, layer: Layer) -> Iterator[TensorShape]:
         yield from _indexer(spec, layer.indexer_dim)
 
 
+_INDEX_HEADS: Final = {"glm-dsa": 32, "minimax-m3": 0}
+"""0: not known, and too little to show in the published size."""
+
+
 def _indexer(spec: ModelSpec, width: int) -> Iterator[TensorShape]:
-    """DeepSeek-V3.2's sparse-attention indexer; 64 index heads there, 32 in GLM-5."""
-    heads = 32 if spec.architecture == "glm-dsa" else 64
+    """DeepSeek-V3.2's sparse-attention indexer; 64 index heads there, others in `_INDEX_HEADS`."""
+    heads = _INDEX_HEADS.get(spec.architecture, 64)
+    if not heads:
+        return
     rank = spec.mla.q_lora_rank if spec.mla else spec.hidden
     yield TensorShape(name="indexer.attn_q_b", role=_ATTENTION, row=rank, rows=heads * width)
     yield TensorShape(name="indexer.attn_k", role=_ATTENTION, row=spec.hidden, rows=width)
