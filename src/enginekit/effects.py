@@ -31,7 +31,6 @@ class Budgets:
             comments, pings and role-only events do not count.
         between_tokens: from one decoded event to the next.
         whole_reply: from the request to the end, for a reply that is not streamed.
-        alike: one number was given for all of them, so that a load may take no longer either.
     """
 
     connect: float = 5.0
@@ -39,7 +38,6 @@ class Budgets:
     first_token: float = 600.0
     between_tokens: float = 120.0
     whole_reply: float = 3600.0
-    alike: bool = False
 
     def before_first(self, framing: Framing) -> float:
         """Seconds until something of the reply must be there: the whole where nothing streams."""
@@ -47,15 +45,16 @@ class Budgets:
 
     def hurried(self, framing: Framing) -> bool:
         """Whether a reply may have to be there before a load is over, so that loading is apart."""
-        return self.alike or self.before_first(framing) < self.load
+        return self.before_first(framing) < self.load
 
     @classmethod
     def of(cls, timeout: float | Budgets | Mapping[str, float] | None) -> Budgets:
         """Budgets from what a user passes as `timeout`.
 
         A number limits the first token, the wait between tokens and a whole unstreamed reply alike
-        (and the connection and the load, when smaller); a mapping sets single budgets and leaves
-        the others as they are; None keeps the defaults.
+        (and the connection, when smaller). A load it leaves alone: loading is not failure, and a
+        load that is given up begins anew with the next call. A mapping sets single budgets and
+        leaves the others as they are; None keeps the defaults.
         Raises ValueError for a negative number or an unknown name.
         """
         if timeout is None:
@@ -63,7 +62,7 @@ class Budgets:
         if isinstance(timeout, Budgets):
             return timeout
         if isinstance(timeout, Mapping):
-            unknown = set(timeout) - (set(cls.__slots__) - {"alike"})
+            unknown = set(timeout) - set(cls.__slots__)
             if unknown:
                 raise ValueError(f"unknown budget {sorted(unknown)[0]!r}")
             for name, seconds in timeout.items():
@@ -75,11 +74,9 @@ class Budgets:
             raise ValueError(f"timeout must be positive, got {timeout}")
         return cls(
             connect=min(cls().connect, timeout),
-            load=min(cls().load, timeout),
             first_token=timeout,
             between_tokens=timeout,
             whole_reply=timeout,
-            alike=timeout < cls().load,
         )
 
 

@@ -269,6 +269,11 @@ class Engine(ABC):
         return
         yield  # makes this a generator
 
+    def loads_silently(self) -> bool:
+        """Whether a request may wait in silence for its model to be loaded: its answer then has
+        the budget of a load beside its own. False where a server says that it is loading."""
+        return False
+
     def cold(self, encoded: Encoded) -> Operation[bool]:
         """Whether the server would first have to load what a request needs, and is not doing so yet.
 

@@ -315,11 +315,6 @@ def _loaded_apart(
 
 
 def _longer_load(budgets: Budgets) -> str:
-    if budgets.alike:
-        return (
-            f"one number limits loading, too; give it a budget of its own: "
-            f"timeout={{'load': 600, 'first_token': {budgets.first_token:g}}}"
-        )
     return f"raise the load budget: timeout={{'load': {max(1800, 2 * budgets.load):g}}}"
 
 

@@ -15,11 +15,3 @@ def budgets_of(config: Config) -> Budgets:
         setting = config.find("timeout")
         place = setting.where if setting else "timeout"
         raise ConfigError(f"{place}: {error}") from error
-
-
-def load_of(budgets: Budgets) -> float:
-    """Seconds for a load that no answer waits for: a server of our own, a model in the background.
-
-    One number for all waits is about answers: it bounds no download and no start.
-    """
-    return Budgets().load if budgets.alike else budgets.load

@@ -27,7 +27,7 @@ from enginekit.errors import (
 from enginekit.facts.engine import Feature, ServerFacts
 from enginekit.fallback import Resting, first, none_could, open_first, resting_of
 from enginekit.kit import embedded, images
-from enginekit.kit.budgets import budgets_of, load_of
+from enginekit.kit.budgets import budgets_of
 from enginekit.kit.loading import load_beside
 from enginekit.kit.route import Route, explained, resolve, roomier
 from enginekit.kit.server_facts import forget_route, keep_facts, probe_once
@@ -158,7 +158,7 @@ class Calls:
             name,
             model=model,
             progress=self._progress,
-            budget=load_of(self.budgets),
+            budget=self.budgets.load,
             embeds=self._embeds,
         )
         return (yield from within(found, self.budgets.first_token))
@@ -226,7 +226,7 @@ class Calls:
         return opened
 
     def _load_beside(self, engine: Engine, encoded: Encoded) -> EngineKitError | None:
-        return load_beside(engine, encoded, load_of(self.budgets))
+        return load_beside(engine, encoded, self.budgets.load)
 
     def _connect(self) -> Operation[ServerFacts | None]:
         self._prepare()
@@ -250,6 +250,11 @@ class Calls:
             raise none_could([str(name) for name in self._names], failures)
         return found[0]
 
+    def _seconds(self, engine: Engine) -> float:
+        """How long one answer that comes in one piece may take."""
+        load = self.budgets.load if engine.loads_silently() else 0.0
+        return self.budgets.whole_reply + load
+
     def _embed(self, request: EmbedRequest) -> Operation[Embeddings]:
         if not request.texts:
             return Embeddings(vectors=[], receipt=_nothing_sent())
@@ -259,7 +264,7 @@ class Calls:
         operation = route.engine.embed(request)
         return (
             yield from _asked(
-                route, "embeddings", operation, request.model, self.budgets.whole_reply
+                route, "embeddings", operation, request.model, self._seconds(route.engine)
             )
         )
 
@@ -271,7 +276,9 @@ class Calls:
             request = replace(request, model=route.model)
         operation = route.engine.rerank(request)
         return (
-            yield from _asked(route, "rerank", operation, request.model, self.budgets.whole_reply)
+            yield from _asked(
+                route, "rerank", operation, request.model, self._seconds(route.engine)
+            )
         )
 
     def _count(self, request: ChatRequest) -> Operation[tuple[int, str]]:
@@ -305,10 +312,11 @@ class Calls:
             route = yield from self._route(number, model, patient=patient)
             operation = make(route.engine, model or route.model)
             if feature is not None:
-                seconds = load_of(self.budgets) if feature == "load" else self.budgets.whole_reply
+                load = feature == "load"
+                seconds = self.budgets.load if load else self._seconds(route.engine)
                 operation = _asked(route, feature, operation, model or route.model, seconds)
             else:
-                operation = within(operation, self.budgets.whole_reply)
+                operation = within(operation, self._seconds(route.engine))
             return (yield from operation), route.engine.name
 
         if not self._lists:

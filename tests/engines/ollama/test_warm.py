@@ -161,13 +161,13 @@ def test_a_server_that_lists_nothing_gets_the_prompt_as_often_as_was_allowed(dri
     assert server.paths() == [LISTED, CHAT, CHAT, CHAT]
 
 
-def test_one_number_bounds_the_load_as_well(driver, server):
-    """`timeout=0.3` is over after that, whatever takes so long; no prompt was sent, nor repeated."""
+def test_a_load_that_runs_out_of_its_budget_sent_no_prompt(driver, server):
+    """A load is over after its own budget, and is not repeated."""
     server.on("/api/generate", recorded("n_load_generate", cut=0, fault="silence"))
     with pytest.raises(EngineTimeout) as caught:
-        ask(driver, server, chat(), Budgets.of(0.3), max_retries=2)
+        ask(driver, server, chat(), Budgets.of({"first_token": 0.2, "load": 0.3}), max_retries=2)
     assert (caught.value.phase, caught.value.budget) == ("load", 0.3)
-    assert "timeout={'load': 600, 'first_token': 0.3}" in (caught.value.hint or "")
+    assert "timeout={'load': 1800}" in (caught.value.hint or "")
     assert server.paths() == [LISTED, LOAD]
 
 

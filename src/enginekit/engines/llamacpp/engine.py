@@ -96,6 +96,10 @@ class LlamaCpp(LlamaCppRequests):
             yield from self._manage("load", model)
         return False
 
+    def loads_silently(self) -> bool:
+        """In router mode, unless it was told not to load by itself."""
+        return self.facts is not None and bool(self.facts.extra.get("autoload"))
+
     def cold(self, encoded: Encoded) -> Operation[bool]:
         """Router mode: whether the model that is named is not in memory yet."""
         model = encoded.call.json.get("model")

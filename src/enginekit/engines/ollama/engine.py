@@ -197,6 +197,10 @@ class Ollama(Engine):
             yield from self.load(model)
         return True
 
+    def loads_silently(self) -> bool:
+        """Always: loading is a part of the request that needs the model."""
+        return True
+
     def cold(self, encoded: Encoded) -> Operation[bool]:
         """Whether `/api/ps` lacks the model, or has it with another window than is asked for."""
         asked = encoded.call.json
