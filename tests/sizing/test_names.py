@@ -6,11 +6,22 @@ from dataclasses import replace
 
 import pytest
 
+from enginekit import registry
 from enginekit.catalog import describe
+from enginekit.facts.engine import EngineProfile
 from enginekit.facts.model import ModelNames, ModelSpec
 from enginekit.hardware import preset
+from enginekit.sizing.advice import NO_SWITCH
 from enginekit.sizing.plan import plan
-from enginekit.sizing.policy import CONTEXT, PAGED, TIERED, WARMED, Policy
+from enginekit.sizing.policy import (
+    COMPILED,
+    CONTEXT,
+    PAGED,
+    TIERED,
+    WARMED,
+    Policy,
+    policy_of,
+)
 
 CARD = preset("rtx4090")
 
@@ -123,3 +134,82 @@ def test_a_file_of_another_revision_is_one_to_bring() -> None:
         assert "o/M-GGUF" not in made.command
         download = "hf download o/M-GGUF sub/M-Q4_K_M.gguf --revision abc"
         assert any(download in note for note in made.notes)
+
+
+def _profile(name: str) -> EngineProfile:
+    return registry.engine_class(name).profile
+
+
+@pytest.mark.parametrize(
+    ("name", "rules", "title"),
+    [
+        ("sglang", "vLLM", "SGLang"),
+        ("lmdeploy", "vLLM", "LMDeploy"),
+        ("lmstudio", "llama.cpp", "LM Studio"),
+        ("modelrunner", "llama.cpp", "Docker Model Runner"),
+    ],
+)
+def test_an_engine_without_rules_of_its_own_has_no_command_of_another(
+    name: str, rules: str, title: str
+) -> None:
+    policy = policy_of(_profile(name))
+    made = plan(describe("llama3.1"), CARD, policy=policy, users=200, context=16384)
+    assert made.command == ""
+    assert not any(fix.flags for fix in made.fixes)
+    note = f"sized by the rules of {rules}; enginekit knows no command of {title}"
+    assert note in made.notes
+    same = plan(describe("llama3.1"), CARD, policy=PAGED if rules == "vLLM" else CONTEXT, users=200,
+                context=16384)  # fmt: skip
+    assert made.devices == same.devices
+
+
+def test_ray_serve_is_told_by_its_program_and_not_by_vllm_serve() -> None:
+    made = plan(describe("llama3.1"), CARD, policy=policy_of(_profile("rayserve")))
+    assert made.command == ""
+    assert any("engine_kwargs" in note for note in made.notes)
+    assert policy_of(_profile("vllm")) is PAGED
+    assert policy_of(_profile("llamacpp")) is CONTEXT
+
+
+def test_mlx_is_planned_on_apple_alone_and_in_its_own_formats() -> None:
+    policy = policy_of(_profile("mlxlm"))
+    made = plan(describe("llama3.1"), preset("m3-max-128"), policy=policy, context=8192)
+    assert made.fits
+    assert made.quantization == "mlx-4bit"
+    assert (made.command, made.devices[0].backend) == ("", "metal")
+    other = plan(describe("llama3.1"), CARD, policy=policy, context=8192)
+    assert other.verdict == "no"
+    assert "no build of the engine for nvidia" in other.binding
+
+
+def test_the_limit_of_tokens_on_metal_is_named_where_it_decides() -> None:
+    machine = preset("m3-max-128")
+    made = plan(describe("qwen3-8b"), machine, policy=COMPILED, context=40960)
+    assert made.verdict == "no"
+    assert made.binding == "the engine's limit of 32768 tokens over all sequences on Metal"
+    assert f"40960 tokens are beyond {made.binding}" in made.notes
+    assert made.largest_context == 32768
+    within = plan(describe("qwen3-8b"), machine, policy=COMPILED, context=32768)
+    assert within.fits
+    assert "limit of" not in " ".join((within.binding, *within.notes))
+
+
+@pytest.mark.parametrize("policy", [TIERED, WARMED])
+def test_what_no_flag_leaves_out_is_counted_though_nobody_wants_images(policy: Policy) -> None:
+    spec = describe("gemma3-12b")
+    machine = preset("rtx6000-ada")
+    usual = plan(spec, machine, policy=policy, context=4096)
+    made = plan(spec, machine, policy=policy, context=4096, images=False)
+    assert "projector" in made.devices[0].terms
+    assert (made.devices, made.command) == (usual.devices, usual.command)
+    assert [note for note in made.notes if note not in usual.notes] == [NO_SWITCH]
+    text = plan(describe("llama3.1"), machine, policy=policy, context=4096, images=False)
+    assert NO_SWITCH not in text.notes
+
+
+def test_a_file_alone_is_planned_without_what_it_does_not_load() -> None:
+    made = plan(
+        describe("gemma3-12b"), CARD, policy=TIERED, context=4096, images=False, source="m.gguf"
+    )
+    assert "projector" not in made.devices[0].terms
+    assert NO_SWITCH not in made.notes

@@ -37,10 +37,26 @@ def machine(gib: float, count: int = 1) -> Machine:
     return Machine(gpus=gpus, memory=Memory(total_bytes=256 * GIB, available_bytes=250 * GIB))
 
 
-@pytest.mark.parametrize("policy", [CONTEXT, TIERED, PAGED, WARMED], ids=lambda rules: rules.name)
+def test_tgi_loads_it_whatever_is_wanted() -> None:
+    wanted, unwanted = (
+        made(SEES, "h100", WARMED, context=8192, images=images) for images in (True, False)
+    )
+    seen = projector(describe(SEES), WARMED, wanted.quantization)
+    assert (
+        wanted.devices[0].terms["projector"].expected == seen[1] >= 2 * describe(SEES).tower_params
+    )
+    assert unwanted.devices == wanted.devices
+    assert any(note.startswith("images are counted") for note in unwanted.notes)
+
+
+@pytest.mark.parametrize("policy", [CONTEXT, TIERED, PAGED], ids=lambda rules: rules.name)
 def test_a_plan_counts_the_projector_and_says_so(policy: Policy) -> None:
+    # Ollama has no flag that leaves it out, but a model made from the text's file alone has none.
+    switch = policy.flags.get("text_only", "")
+    source = "" if switch else "m.gguf"
     with_images, without = (
-        made(SEES, "h100", policy, context=8192, images=images) for images in (True, False)
+        made(SEES, "h100", policy, context=8192, images=images, source=source)
+        for images in (True, False)
     )
     seen = projector(describe(SEES), policy, with_images.quantization)
     # vLLM's profiling run on 80 GB also holds 8192 vectors of 16 bits that the encoder made.
@@ -52,7 +68,6 @@ def test_a_plan_counts_the_projector_and_says_so(policy: Policy) -> None:
     assert with_images.most_users <= without.most_users
     assert any(note.startswith("images are counted") for note in with_images.notes)
     assert any(note.startswith("for text only") for note in without.notes)
-    switch = policy.flags.get("text_only", "")
     assert switch not in with_images.command.split()
     assert not switch or switch in without.command.split()
 

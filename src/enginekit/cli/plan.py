@@ -239,7 +239,9 @@ def render(made: Plan, width: int = WIDTH) -> list[str]:
         facts.append(("fitting", _quantizations(made)))
     facts += _fixes(made)
     if made.devices and made.verdict != "no":
-        facts += [("speed", _speed(made)), ("command", made.command)]
+        facts.append(("speed", _speed(made)))
+        if made.command:
+            facts.append(("command", made.command))
     facts += [("note", note) for note in made.notes]
     for label, text in facts:
         lines += _wrapped(label, text, width)

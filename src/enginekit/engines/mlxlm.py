@@ -74,6 +74,7 @@ PROFILE: Final = EngineProfile(
     },
     roles=frozenset({"local", "desktop"}),
     memory="file",
+    sizing="unified-context",
     weight_formats=("mlx", "safetensors"),
     model_id="hub",
     start_command="mlx_lm.server --model {model} --host 127.0.0.1 --port 8080",

@@ -90,7 +90,8 @@ class EngineProfile:
         min_context: the smallest window such a server is known to start with, in tokens.
         roles: what it is used for: `local`, `desktop`, `edge`, `server`, `cluster`, `production`.
         memory: how it takes memory: `grow`, `preallocate` or `file` (mapped weights).
-        sizing: name of the policy in `enginekit.sizing.policy`; empty: the one `memory` implies.
+        sizing: name of the policy in `enginekit.sizing.policy`; empty: the rules that `memory`
+            implies, without a command.
         weight_formats: `gguf`, `safetensors`, `mlc`.
         model_id: which form of a model name it wants: `any`, `served`, `tag`, `hub`.
         tested: server versions seen running, oldest first; empty for an engine that is known from

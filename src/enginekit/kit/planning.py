@@ -124,6 +124,9 @@ def question(
             context, users, note = served.context, served.users, served.note
         engine, engine_version = engine or served.engine, engine_version or served.version
         images = served.images
+        if images is False and engine == served.engine:
+            # What a server does not see with it has not loaded, whatever the model could see with.
+            spec = replace(spec, projector_bytes=0, projector_files=(), tower_params=0)
     else:
         spec = model if isinstance(model, ModelSpec) else model_of(model)
         source = "" if isinstance(model, ModelSpec) else _local(model)

@@ -15,7 +15,7 @@ from enginekit.sizing.compute import in_one_piece
 from enginekit.sizing.kinds import widest_heads
 from enginekit.sizing.kv_cache import llamacpp_refusal
 from enginekit.sizing.outcome import Fix, Verdict
-from enginekit.sizing.policy import GIB
+from enginekit.sizing.policy import GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
 from enginekit.sizing.projector import sees, weights
 from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
@@ -292,6 +292,8 @@ def command(
     `source` is a local file or folder, if there is one, and `folder` one of converted weights.
     """
     policy, flags = sizer.policy, sizer.policy.flags
+    if not policy.command:
+        return ""
     parts: list[str] = []
     if isinstance(sizer, Allocation):
         assert isinstance(place, Placement)
@@ -432,6 +434,9 @@ def notes(
     shm = machine.memory.shm_bytes
     if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:
         said.append("shared memory is under 1 GiB: start the container with --ipc=host")
+    limit = token_limit(sizer, setting, place)
+    if limit:
+        said.append(f"{setting.context * setting.users} tokens are beyond {limit}")
     said.append(checkpoint.said(sizer.policy, model, label))
     said.append(gguf_names.said(sizer.policy, model, label))
     said += _images(sizer, setting, model)
@@ -440,6 +445,26 @@ def notes(
     # The layout is said above, in the words of a plan.
     said.extend(note for note in model.notes if not note.startswith("unknown attention layout"))
     return tuple(dict.fromkeys(note for note in said if note))
+
+
+NO_SWITCH: Final = (
+    "--no-images is ignored: no flag of this engine leaves out what the model sees or hears with"
+)
+
+
+def always_sees(model: ModelSpec, policy: Policy, source: str = "") -> bool:
+    """Whether the engine loads what sees whatever it is told; of a file it loads that file alone."""
+    alone = source and policy.images == "file"
+    return not alone and "text_only" not in policy.flags and sees(model, policy)
+
+
+def token_limit(sizer: Sizer, setting: Setting, place: Place) -> str:
+    """The engine's own limit of tokens where it is exceeded, whatever memory is left."""
+    if not isinstance(sizer, Pooling) or not isinstance(place, Shards):
+        return ""
+    limit = sizer.token_limit(setting, place)
+    backend = place.gpus[0].backend.capitalize()
+    return f"the engine's limit of {limit} tokens over all sequences on {backend}" if limit else ""
 
 
 def _images(sizer: Sizer, setting: Setting, model: ModelSpec) -> Iterator[str]:

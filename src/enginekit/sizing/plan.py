@@ -7,6 +7,7 @@ weights at every quantization, up to a few (docs/performance.md).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -65,7 +66,8 @@ def plan(
         flash: whether flash attention is on.
         eager: no CUDA graphs.
         images: whether a model that sees or hears loads what it does so with, as the engine does
-            by itself; False plans for text alone, and the command says so.
+            by itself; False plans for text alone, and the command says so. An engine without such a
+            flag (Ollama, TGI) loads it all the same: False is then ignored, with a note.
         calibration: measured loads that correct the estimate of the same engine and architecture.
         source: the local file or folder that the command line should name.
 
@@ -82,6 +84,8 @@ def plan(
     if quantization is not None:
         quantization = asked.quantization(quantization)
     kind = policy.cache_types[0] if cache_type is None else asked.cache_type(cache_type, policy)
+    ignored = not images and advice.always_sees(model, policy, source)
+    images = images or ignored
     found = devices(machine, policy)
     quantization = quantization or _default_quantization(model, policy)
     setting = Setting(quantization, context or 0, users, kind)
@@ -102,7 +106,8 @@ def plan(
         sizer = Pooling(model, policy, found, sequences=sequences, eager=eager, images=images)
         sizer.calibration = calibration or NONE
     setting, why, best = _with_context(sizer, setting, model, context)
-    return _answer(sizer, setting, why, best, model, machine, source)
+    made = _answer(sizer, setting, why, best, model, machine, source)
+    return replace(made, notes=(*made.notes, advice.NO_SWITCH)) if ignored else made
 
 
 def _default_quantization(model: ModelSpec, policy: Policy) -> str:
@@ -253,7 +258,7 @@ def _answer(
 ) -> Plan:
     policy, found = sizer.policy, sizer.devices
     verdict, place = choose(sizer, setting)
-    if place is None:
+    if place is None or not (found.gpus or policy.cpu):
         return _unusable(sizer, setting, why, model, machine)
     if isinstance(sizer, Allocation):
         assert isinstance(place, Placement)
@@ -295,7 +300,7 @@ def _answer(
         where="nowhere" if verdict == "no" else where,
         split=split,
         devices=shown,
-        binding=_binding(shown),
+        binding=advice.token_limit(sizer, setting, place) or _binding(shown),
         largest_context=largest_context,
         most_users=_most_users(sizer, setting, place, verdict),
         quantizations=_ladder(sizer, setting),

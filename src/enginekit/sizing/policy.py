@@ -7,7 +7,8 @@ share of the device, weights first, the rest becomes blocks of cache (vLLM, TGI,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -394,17 +395,67 @@ COMPILED: Final = Policy(
 """MLC LLM (cpp/serve/config.cc): 85 per cent of the device; on Metal at most 32768 tokens over all
 sequences."""
 
+DEPLOYED: Final = replace(
+    PAGED,
+    name="deployed-pool",
+    command="",
+    flags={
+        "context": "max_model_len={}",
+        "sequences": "max_num_seqs={}",
+        "batched": "max_num_batched_tokens={}",
+        "cache_type": "kv_cache_dtype={}",
+        "text_only": "language_model_only=True",
+    },
+    notes=("no command: these are numbers for engine_kwargs of Ray Serve's LLMConfig",),
+)
+"""Ray Serve LLM, which runs vLLM: its settings are in the program that deploys it."""
+
+UNIFIED: Final = replace(
+    CONTEXT,
+    name="unified-context",
+    formats=("mlx", "safetensors"),
+    ladder=("bf16", "mlx-8bit", "mlx-6bit", "mlx-4bit", "mlx-3bit"),
+    default_quantization="mlx-4bit",
+    backends={"apple": "metal"},
+    cpu=False,
+    offload=False,
+    images="none",
+    names="hf",
+    flags={},
+    command="",
+    notes=(
+        "sized by the rules of llama.cpp on Metal, with weights in MLX's formats; enginekit knows "
+        "no command for it",
+    ),
+)
+"""mlx-lm: Apple's GPUs only. Nobody has measured its memory here."""
+
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
-    {policy.name: policy for policy in (CONTEXT, TIERED, PAGED, WARMED, COMPILED)}
+    {
+        policy.name: policy
+        for policy in (CONTEXT, TIERED, PAGED, WARMED, COMPILED, DEPLOYED, UNIFIED)
+    }
 )
 """By the name that `EngineProfile.sizing` holds."""
 
-_BY_MEMORY: Final[Mapping[str, Policy]] = MappingProxyType(
-    {"file": CONTEXT, "grow": CONTEXT, "preallocate": PAGED}
+_BY_MEMORY: Final[Mapping[str, tuple[Policy, str]]] = MappingProxyType(
+    {
+        "file": (CONTEXT, "llama.cpp"),
+        "grow": (CONTEXT, "llama.cpp"),
+        "preallocate": (PAGED, "vLLM"),
+    }
 )
 
 
 def policy_of(profile: EngineProfile) -> Policy:
-    """The policy that a profile names, or the one its `memory` implies."""
+    """The policy that a profile names, or the rules that its `memory` implies, without a command."""
     found = POLICIES.get(profile.sizing)
-    return found if found is not None else _BY_MEMORY[profile.memory]
+    return found if found is not None else _borrowed(profile.memory, profile.title)
+
+
+@cache
+def _borrowed(memory: str, title: str) -> Policy:
+    """Another engine's arithmetic: its command and flags would start that engine."""
+    rules, of = _BY_MEMORY[memory]
+    note = f"sized by the rules of {of}; enginekit knows no command of {title}"
+    return replace(rules, command="", flags={}, notes=(note,))

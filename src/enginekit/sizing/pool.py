@@ -274,6 +274,11 @@ class Pooling:
         block = self.policy.block_tokens.get(place.gpus[0].backend, 16)
         return _vllm(self.spec, setting.context, setting.cache_type, shards, block)
 
+    def token_limit(self, setting: Setting, place: Shards) -> int:
+        """Tokens over all sequences that the engine takes there, if this setting has more; else 0."""
+        limit = self.policy.token_limit.get(place.gpus[0].backend, 0)
+        return limit if setting.context * max(setting.users, 1) > limit else 0
+
     def excess(self, setting: Setting, place: Shards, *, margin: bool = True) -> int:
         """Bytes missing on the tightest GPU for all users at full length; 0 or less: none."""
         expected, high = self.request(setting, place)
@@ -281,8 +286,8 @@ class Pooling:
         fixed = self.fixed(setting, place)
         over = expected * users + fixed.total(1) - (place.budget if margin else place.limit)
         # The GPUs of one plan are of one kind.
-        limit = self.policy.token_limit.get(place.gpus[0].backend, 0)
-        if limit and setting.context * users > limit:
+        limit = self.token_limit(setting, place)
+        if limit:
             over = max(over, (setting.context * users - limit) * max(expected, 1) // max(
                 setting.context, 1
             ))  # fmt: skip

@@ -102,6 +102,7 @@ PROFILE: Final = EngineProfile(
     min_context=4096,
     roles=frozenset({"local", "desktop", "edge", "server"}),
     memory="file",
+    sizing="context",
     weight_formats=("gguf",),
     model_id="any",
     tested=("b10488", "b11434", "b11549 (xllamacpp 2026.10.11549, calls itself b0-unknown)"),

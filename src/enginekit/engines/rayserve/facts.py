@@ -115,6 +115,7 @@ PROFILE: Final = EngineProfile(
     min_context=2048,
     roles=frozenset({"cluster", "production"}),
     memory="preallocate",
+    sizing="deployed-pool",
     weight_formats=("safetensors",),
     model_id="served",
     many_models=True,

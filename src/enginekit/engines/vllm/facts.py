@@ -85,6 +85,7 @@ PROFILE: Final = EngineProfile(
     min_context=2048,
     roles=frozenset({"server", "cluster", "production"}),
     memory="preallocate",
+    sizing="paged-pool",
     weight_formats=("safetensors",),
     model_id="served",
     tested=("0.32.0",),
