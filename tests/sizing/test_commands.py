@@ -12,7 +12,7 @@ from enginekit.facts.model import ModelNames
 from enginekit.hardware import preset
 from enginekit.sizing.advice import bits
 from enginekit.sizing.plan import plan
-from enginekit.sizing.policy import COMPILED, CONTEXT, PAGED, TIERED
+from enginekit.sizing.policy import COMPILED, CONTEXT, PAGED, TIERED, Policy
 from enginekit.sizing.quantization import gguf_label
 
 LARGE = preset("8xb300")
@@ -227,3 +227,44 @@ def test_the_buffer_is_that_of_the_batch_and_what_it_refuses_is_said() -> None:
     ollama = plan(model, machine, policy=TIERED)
     assert ollama.context == 2048
     assert ollama.context_reason == "a text must fit into one batch"
+
+
+def _layers_on_host(command: str, counted: int) -> int:
+    """llama-model.cpp: `i_gpu_start = max(n_layer_all + 1 - n_gpu_layers, 0)`, the output last."""
+    found = re.search(r"(?:-ngl|num_gpu) (\d+)", command)
+    assert found, command
+    return max(counted + 1 - int(found[1]), 0)
+
+
+@pytest.mark.parametrize("policy", [CONTEXT, TIERED], ids=lambda policy: policy.name)
+def test_the_layers_of_a_command_are_those_of_the_plan(policy: Policy) -> None:
+    made = plan(describe("llama3.1-70b"), preset("rtx4090"), policy=policy, context=8192)
+    assert made.where == "partly on GPU"
+    assert made.host_layers > 0
+    assert _layers_on_host(made.command, 80) == made.host_layers
+
+
+def test_the_mtp_blocks_of_a_file_count_as_layers() -> None:
+    model = replace(describe("llama3.1-70b"), format="gguf", quantization="Q4_K_M", mtp_layers=2)
+    made = plan(model, preset("rtx4090"), context=8192)
+    assert made.host_layers > 0
+    assert _layers_on_host(made.command, 82) == made.host_layers
+
+
+def test_all_layers_are_more_than_99_of_a_deep_model() -> None:
+    made = plan(describe("llama3.1-405b"), LARGE, context=8192)
+    assert made.where in ("one GPU", "several GPUs")
+    assert _layers_on_host(made.command, 126) == 0
+
+
+def test_pipeline_stages_are_told_in_words() -> None:
+    wide = plan(describe("llama3.1-70b"), preset("8xh100"), policy=PAGED, context=8192)
+    assert wide.split == "tensor parallel over 4 GPUs"
+    both = plan(describe("phi4"), preset("g4dn.12xlarge"), policy=PAGED, context=8192)
+    assert (both.tensor_parallel, both.pipeline_parallel) == (2, 2)
+    assert both.split == "2 pipeline stages, each tensor parallel over 2 GPUs"
+    three = preset("rtx3090")
+    gpus = tuple(replace(three.gpus[0], index=index) for index in range(3))
+    staged = plan(describe("qwen3-32b"), replace(three, gpus=gpus), policy=PAGED, context=8192)
+    assert (staged.tensor_parallel, staged.pipeline_parallel) == (1, 3)
+    assert staged.split == "3 pipeline stages, each on one GPU"

@@ -51,7 +51,7 @@ def excess(sizer: Sizer, setting: Setting, place: Place, *, margin: bool = True)
 def fixes(
     sizer: Sizer, setting: Setting, model: ModelSpec, largest_context: int, verdict: Verdict
 ) -> tuple[Fix, ...]:
-    """Single changes that make it fit on the GPUs, then host memory, cheapest loss first.
+    """Single changes that make it fit on the GPUs, cheapest loss first.
 
     Where neither a smaller cache nor a smaller quantization is enough, both together may keep
     context and users. If nothing is, one combination is tried: the least context, a small cache
@@ -88,10 +88,6 @@ def fixes(
             )
     found += _smaller_context(sizer, setting, place)
     found += smaller
-    if isinstance(sizer, Allocation) and sizer.devices.gpus and verdict != "fits":
-        offloaded = sizer.offloaded(setting)
-        if offloaded is not None:
-            found.append(_offload(sizer, offloaded))
     if not found and verdict != "fits":
         found += _together(sizer, setting, place)
         if not found and _switch(sizer, setting):
@@ -209,16 +205,27 @@ def _weights_and_cache(sizer: Sizer, setting: Setting, place: Place) -> list[Fix
     ]
 
 
-def _offload(sizer: Allocation, place: Placement) -> Fix:
+def _counted(sizer: Allocation, place: Placement) -> int:
+    """Layers on GPUs as llama.cpp counts them, and Ollama with it.
+
+    The output is one more behind the last, and the MTP blocks of a file count whether they are used
+    or not: the first on a GPU is `n_layer_all + 1 - n_gpu_layers` (llama-model.cpp, build b11434).
+    For all of them 99, or as many as there are.
+    """
+    if not place.gpus:
+        return 0
+    spec = sizer.spec
+    every = sizer.n + 1 + (spec.mtp_layers if spec.format == "gguf" else 0)
+    return every - place.host_layers if place.host_layers else max(every, 99)
+
+
+def _host_experts(sizer: Allocation, place: Placement) -> str:
     flags = sizer.policy.flags
-    if place.host_experts:
-        change = f"experts of {place.host_experts} layers in RAM"
-        flag = _flag(flags, "host_experts", str(place.host_experts))
-    else:
-        kept = sizer.n - place.host_layers if place.gpus else 0
-        change = f"{kept} of {sizer.n} layers on GPUs"
-        flag = _flag(flags, "layers", str(kept))
-    return Fix(change=change, cost="several times slower", flags=flag, where=sizer.where(place))
+    words = (
+        _flag(flags, "all_layers", str(_counted(sizer, place))),
+        _flag(flags, "host_experts", str(place.host_experts)),
+    )
+    return " ".join(word for word in words if word)
 
 
 def _together(sizer: Sizer, setting: Setting, place: Place, also: str = "") -> list[Fix]:
@@ -300,13 +307,11 @@ def command(
         parts.append(_window(sizer, setting.context, setting.users))
         parts.append(_flag(flags, "users", str(setting.users)))
         if place.host_experts:
-            parts.append(_flag(flags, "host_experts", str(place.host_experts)))
+            parts.append(_host_experts(sizer, place))
         elif sizer.devices.gpus:
-            kept = sizer.n - place.host_layers if place.gpus else 0
             whole = place.gpus and not place.host_layers
-            parts.append(
-                flags.get("all_layers", "") if whole else _flag(flags, "layers", str(kept))
-            )
+            name = "all_layers" if whole else "layers"
+            parts.append(_flag(flags, name, str(_counted(sizer, place))))
         if 0 < len(place.gpus) < len(sizer.devices.gpus):
             parts.append(_flag(flags, "devices", _device_names(sizer, place)))
         if sizer.devices.gpus and not place.gpus and sizer.projector(setting.quantization)[2]:

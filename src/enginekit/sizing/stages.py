@@ -106,9 +106,8 @@ def shard_words(place: Shards) -> str:
         return "on the CPU"
     if place.tensor * place.pipeline == 1:
         return f"all on GPU {place.gpus[0].index}"
-    words = []
-    if place.tensor > 1:
-        words.append(f"tensor parallel over {place.tensor}")
-    if place.pipeline > 1:
-        words.append(f"{place.pipeline} pipeline stages")
-    return ", ".join(words) + " GPUs"
+    shards = f"tensor parallel over {place.tensor} GPUs"
+    if place.pipeline == 1:
+        return shards
+    each = shards if place.tensor > 1 else "on one GPU"
+    return f"{place.pipeline} pipeline stages, each {each}"
