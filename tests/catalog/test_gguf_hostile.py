@@ -179,7 +179,7 @@ def test_tensors_that_share_bytes_or_begin_off_the_alignment(offsets: Any, said:
         ({"general.type": "mmproj"}, "projector"),
         ({"llama.block_count": 2.5}, "whole number"),
         ({"llama.embedding_length": 0}, "embedding_length is 0"),
-        ({"llama.attention.head_count": 0}, "a llama attends with heads"),
+        ({"llama.attention.head_count": 0}, "head_count is 0: a llama attends with heads"),
         ({"llama.attention.head_count": None, "llama.attention.head_count_kv": None}, "head_count is None: a llama attends with heads"),
         ({"llama.attention.head_count_kv": 0}, "keep no cache"),
         ({"llama.attention.head_count": 5, "llama.attention.head_count_kv": 3}, "5 heads cannot share 3 KV heads"),

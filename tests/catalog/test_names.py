@@ -191,3 +191,7 @@ def test_no_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFound):
         describe("")
+
+
+def test_names_that_users_write_are_not_kept_for_ever() -> None:
+    assert find.cache_info().maxsize == 4096

@@ -329,6 +329,25 @@ def test_a_bad_file_is_named(tmp_path: Path, name: str, content: bytes, said: st
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no /dev/fd here")
+def test_a_description_from_a_pipe_is_not_named_by_its_number() -> None:
+    """`--hardware <(enginekit doctor --json)` is read from /dev/fd/63."""
+    document = preset("rtx4090").to_dict() | {"name": ""}
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, json.dumps(document).encode())
+        os.close(writing)
+        assert machine_from_file(f"/dev/fd/{reading}").name == "the machine described"
+    finally:
+        os.close(reading)
+
+
+@pytest.mark.parametrize(("name", "tflops"), [("rtx3070ti", 43.5), ("rtx3080ti", 68.2)])
+def test_cards_of_the_ampere_refresh_have_a_rate(name: str, tflops: float) -> None:
+    """Tensor cores x 128 x boost clock x 2: 192 at 1770 MHz, 320 at 1665."""
+    assert preset(name).gpus[0].fp16_flops_per_second == pytest.approx(tflops * 10**12)
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         machine_from_file(tmp_path / "none.json")

@@ -188,9 +188,18 @@ def test_experts_that_were_published_in_mxfp4_stay_so_whatever_the_label() -> No
     spec = describe("gpt-oss-20b")
     experts = {weights(spec, label).experts for label in ("F16", "Q8_0", "Q4_K_M", "Q2_K")}
     assert experts == {weights(spec, "MXFP4_MOE").experts}
-    # A fine-tune in 16 bits, quantized as a whole, is within the range.
-    whole = weights(replace(spec, native_format=""), "Q4_K_M").total
-    assert weights(spec, "Q4_K_M").low <= whole <= weights(spec, "Q4_K_M").high
+    # A fine-tune that was published in 16 bits is another model, and its experts are quantized too.
+    whole = weights(replace(spec, native_format=""), "Q4_K_M")
+    assert whole.experts > weights(spec, "Q4_K_M").experts
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
+def test_no_label_of_gpt_oss_reaches_above_a_wider_one(name: str) -> None:
+    """All that differs is what is no expert; the ladder of a plan then says yes, tight, no."""
+    labels = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q2_K", "IQ2_XXS")
+    tops = [weights(describe(name), label).high for label in labels]
+    assert tops == sorted(tops, reverse=True)
+    assert weights(describe(name), "MXFP4_MOE").high <= tops[0]
 
 
 def test_an_unknown_quantization_names_some_that_exist() -> None:

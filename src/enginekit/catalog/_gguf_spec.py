@@ -143,7 +143,8 @@ def _check_heads(keys: Keys, architecture: str, layers: Sequence[Layer]) -> None
     heads = keys.one("attention.head_count")
     if not heads and architecture not in RECURRENT_ONLY:
         why = f"a {architecture} attends with heads"
-        raise keys.bad("attention.head_count", heads or None, why)
+        stated = keys.has("attention.head_count")
+        raise keys.bad("attention.head_count", heads if stated else None, why)
     problem = _layout.headless(layers)
     if problem:
         kv_heads = keys.one("attention.head_count_kv", heads)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from enginekit.sizing.projector import bits
+
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _LABEL: Final = re.compile(r"[-.]([A-Za-z0-9_]+)$")
-_DIGITS: Final = re.compile(r"\d+")
 
 
 def projector_beside(model: str, paths: Sequence[str]) -> str:
@@ -39,5 +40,4 @@ def projector_beside(model: str, paths: Sequence[str]) -> str:
 def _bits(path: str) -> int:
     stem = _PART.sub("", path.removesuffix(".gguf"))
     label = _LABEL.search(stem)
-    digits = _DIGITS.search(label[1]) if label else None
-    return int(digits[0]) if digits else 0
+    return bits(label[1]) if label else 0

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 
 from enginekit.catalog import _table
@@ -72,7 +72,7 @@ def catalog_names() -> tuple[str, ...]:
     return tuple(_table.rows())
 
 
-@cache
+@lru_cache(maxsize=4096)
 def find(name: str, *, loosely: bool = True) -> Match | None:
     """The entry that a name means, or None; loosely, dashes and spaces may be missing."""
     wanted = name.strip().lower()

@@ -82,7 +82,9 @@ def machine_from_file(path: str | Path) -> Machine:
         raise ConfigError(f"{file}: not valid {kind}{yaml}: {error}") from error
     machine = machine_from_dict(of_doctor(document), origin=str(file))
     if not machine.name:
-        machine = replace(machine, name=file.name)
+        # `<(…)` is /dev/fd/63, which names nothing.
+        unnamed = str(file).startswith(("/dev/", "/proc/"))
+        machine = replace(machine, name="the machine described" if unnamed else file.name)
     return sound(machine, str(file))
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.calibration import NONE, Calibration
 from enginekit.sizing.compute import llamacpp_compute, llamacpp_host
+from enginekit.sizing.kv_cache import pad
 from enginekit.sizing.offload import copied
 from enginekit.sizing.policy import Policy, Triple
 from enginekit.sizing.projector import NOTHING, held_by, projector
@@ -23,7 +24,6 @@ from enginekit.sizing.tables import (
     CacheTable,
     WeightTable,
     cache_table,
-    pad,
     stream,
     weight_table,
 )

@@ -74,6 +74,11 @@ PADDING: Final = 256
 """llama.cpp rounds every cell count up to this."""
 
 
+def pad(tokens: int) -> int:
+    """A context as llama.cpp rounds it: up to a multiple of 256."""
+    return -(-tokens // PADDING) * PADDING
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:
     """Bytes of everything that depends on context length and number of sequences."""
@@ -209,7 +214,7 @@ def llamacpp_cache(
     slots = max(slots, 1)
     context = context or spec.context_length
     streams = 1 if unified else slots
-    per_stream = _pad(-(-_pad(context) // streams))
+    per_stream = pad(-(-pad(context) // streams))
     window_slots = slots if unified else 1
     attention = sliding = recurrent = sliding_cells = unknown = 0
     by_kind: dict[Layer, int] = {}
@@ -219,7 +224,7 @@ def llamacpp_cache(
     for layer, count in _kinds(spec):
         cells = per_stream
         if layer.window and windowed:
-            cells = _pad(min(per_stream, layer.window * window_slots + ubatch))
+            cells = pad(min(per_stream, layer.window * window_slots + ubatch))
         size = cells * streams * cell_bytes(layer, type_k, type_v, widest=widest)
         fixed = state if layer.recurrent else 0
         by_kind[layer] = size + fixed
@@ -244,10 +249,6 @@ def llamacpp_cache(
         reason=reason,
         by_kind=MappingProxyType(by_kind),
     )
-
-
-def _pad(cells: int) -> int:
-    return -(-cells // PADDING) * PADDING
 
 
 def _band(spec: ModelSpec, total: int, unknown: int) -> tuple[int, int, str]:

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from enginekit.facts.machine import Machine
 from enginekit.facts.model import ModelSpec
+from enginekit.sizing.kv_cache import pad
 from enginekit.sizing.outcome import Plan
 from enginekit.sizing.plan import plan
 from enginekit.sizing.policy import CONTEXT, PAGED, Policy
-from enginekit.sizing.tables import cache_table, pad, weight_table
+from enginekit.sizing.tables import cache_table, weight_table
 
 GB: Final = 10**9
 BITS: Final[Mapping[int, str]] = {16: "F16", 8: "Q8_0", 4: "Q4_K_M", 2: "Q2_K"}

@@ -14,7 +14,7 @@ from operator import le, sub
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.kinds import kinds
-from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, PADDING, cell_bytes, widest_value
+from enginekit.sizing.kv_cache import LLAMACPP_WINDOWED, cell_bytes, pad, widest_value
 from enginekit.sizing.weights import Weights, weights
 
 
@@ -150,11 +150,6 @@ class CacheTable:
     def doubtful(self, first: int, last: int) -> float:
         """Bytes per token that those layers may need beyond the expected ones."""
         return (self.unknown[last] - self.unknown[first]) * (self.doubt - 1)
-
-
-def pad(tokens: int) -> int:
-    """A context as llama.cpp rounds it: up to a multiple of 256."""
-    return -(-tokens // PADDING) * PADDING
 
 
 def stream(tokens: int, slots: int, *, unified: bool) -> int:

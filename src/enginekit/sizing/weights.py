@@ -184,11 +184,16 @@ def _estimate(spec: ModelSpec, quantization: str, imatrix: bool) -> Weights:
     roles = sums.roles
     total = sum(roles.values())
     low, high, reason = _band(spec, quantization, label)
+    most = round(total * high)
+    if label and spec.native_format == "mxfp4" and label not in ("F32", "F16", "BF16"):
+        # Only what is no expert differs, by little: no file is larger than one of a wider label.
+        wider = "F16" if label in ("MXFP4_MOE", "Q8_0") else "Q8_0"
+        most = max(min(most, _estimate(spec, wider, False).high), total)
     return Weights(
         label=label or quantization,
         total=total,
         low=round(total * low),
-        high=round(total * high),
+        high=most,
         method="format" if other is not None else "mixture",
         reason=reason,
         roles=MappingProxyType(roles),
@@ -229,8 +234,7 @@ def _band(spec: ModelSpec, quantization: str, label: str) -> tuple[float, float,
     if label in ("F32", "F16", "BF16", "Q8_0"):
         return 0.998, 1.002, "one type throughout; shapes from the architecture"
     if label and spec.native_format == "mxfp4" and label != "MXFP4_MOE":
-        # Files of a fine-tune that was trained in 16 bits have their experts quantized too.
-        return 0.97, 1.45, f"{label} of the published checkpoint, whose experts stay in MXFP4"
+        return 0.97, 1.08, f"{label} of the published checkpoint, whose experts stay in MXFP4"
     if label and spec.experts is not None:
         # Of 22 labels bartowski shipped for Qwen3.6-35B-A3B, those below 4 bits are 6 to 16 per
         # cent larger, the others 2 to 7: what is no routed expert is kept at 8 bits.
