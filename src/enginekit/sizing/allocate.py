@@ -334,7 +334,11 @@ class Allocation:
                 return place
         # Over several GPUs, layers are dealt anew with each one more: a few more may ask less of each.
         most = min(kept + 2 * count, self.n - 1) if count > 1 else kept
+        layers = self.weights(setting.quantization).layers
+        room = self.places()[-1].room
         for tried in range(most, kept, -1):
+            if layers[-1] - layers[self.n - tried] > room:
+                continue
             place = self._placed(count, self.n - tried, 0)
             short = over(place, host=True)
             if short <= 0:
