@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from enginekit.catalog import describe
 from enginekit.facts.engine import EngineProfile
 from enginekit.facts.model import ModelNames, ModelSpec
 from enginekit.hardware import preset
+from enginekit.kit import planning
 from enginekit.sizing.advice import NO_SWITCH
 from enginekit.sizing.plan import plan
 from enginekit.sizing.policy import (
@@ -164,11 +166,31 @@ def test_an_engine_without_rules_of_its_own_has_no_command_of_another(
 
 
 def test_ray_serve_is_told_by_its_program_and_not_by_vllm_serve() -> None:
-    made = plan(describe("llama3.1"), CARD, policy=policy_of(_profile("rayserve")))
-    assert made.command == ""
-    assert any("engine_kwargs" in note for note in made.notes)
+    policy = policy_of(_profile("rayserve"))
+    spec = describe("llama3.1-70b")
+    made = plan(spec, preset("2xa100-80"), policy=policy, context=8192, quantization="fp8")
+    first, program = shlex.split(made.command)[1:]
+    assert first == "-c"
+    compile(program, "command", "exec")
+    assert "model_id='meta-llama/Llama-3.1-70B-Instruct'" in program
+    assert "engine_kwargs=dict(max_model_len=8192" in program
+    assert "quantization='fp8'" in program
+    two = plan(spec, preset("2xa100-80"), policy=policy, context=8192, cache_type="fp8")
+    assert "max_model_len=8192, tensor_parallel_size=2, kv_cache_dtype='fp8')" in two.command
+    assert (
+        two.devices
+        == plan(spec, preset("2xa100-80"), policy=PAGED, context=8192, cache_type="fp8").devices
+    )
     assert policy_of(_profile("vllm")) is PAGED
     assert policy_of(_profile("llamacpp")) is CONTEXT
+
+
+def test_a_gguf_repository_of_the_catalog_is_said_not_to_be_loaded() -> None:
+    name = "unsloth/Qwen3-8B-GGUF"
+    made = planning.plan(name, hardware="rtx4090", engine="vllm", context=2048)
+    assert "vllm serve Qwen/Qwen3-8B " in made.command
+    assert f"{name} is not loaded: planned as the publisher's checkpoint" in made.notes
+    assert "not loaded" not in " ".join(planning.plan(name, hardware="rtx4090").notes)
 
 
 def test_mlx_is_planned_on_apple_alone_and_in_its_own_formats() -> None:
@@ -177,6 +199,7 @@ def test_mlx_is_planned_on_apple_alone_and_in_its_own_formats() -> None:
     assert made.fits
     assert made.quantization == "mlx-4bit"
     assert (made.command, made.devices[0].backend) == ("", "metal")
+    assert not any("stands for" in note for note in made.notes)
     other = plan(describe("llama3.1"), CARD, policy=policy, context=8192)
     assert other.verdict == "no"
     assert "no build of the engine for nvidia" in other.binding

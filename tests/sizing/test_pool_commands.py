@@ -122,3 +122,20 @@ def test_slices_of_one_card_have_no_number_that_cuda_takes() -> None:
     assert len(sizer.devices.gpus) == 2
     made = plan(describe("llama3.1-8b"), machine, policy=PAGED, context=4096)
     assert "VISIBLE" not in made.command
+
+
+def test_users_beyond_the_sequences_that_were_asked_for_wait() -> None:
+    spec = describe("qwen3-0.6b")
+    made = plan(spec, preset("rtx4090"), policy=PAGED, users=64, context=256, sequences=16)
+    assert "16 requests run at once: the others of 64 wait" in made.notes
+    made = plan(spec, preset("rtx4090"), policy=PAGED, users=16, context=256, sequences=16)
+    assert not any("wait" in note for note in made.notes)
+
+
+def test_the_cpu_build_has_batches_of_its_own() -> None:
+    """EngineArgs.get_batch_defaults: 2048 tokens and 128 sequences, whatever the memory."""
+    machine = replace(preset("8xh100"), gpus=())
+    sizer = Pooling(describe("qwen3-0.6b"), PAGED, devices(machine, PAGED))
+    (place,) = sizer.places()
+    assert place.total > 160 * GIB
+    assert sizer.default_rows(place) == (2048, 128)

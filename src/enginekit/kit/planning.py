@@ -103,6 +103,8 @@ class Question:
     users: int = 1
     """What is planned for where nobody asks for anything: of a running server, as it runs."""
     note: str = ""
+    named: str = ""
+    """A GGUF repository or file by name, of which only the model is known."""
     images: bool = True
     """Whether what sees or hears is loaded unless a plan is asked for otherwise."""
 
@@ -149,6 +151,7 @@ def question(
         context=context,
         users=users,
         note=note,
+        named=_gguf_name(model, spec),
         images=name not in registry.LAUNCHED if images is None else images,
     )
 
@@ -194,7 +197,15 @@ def answer(
     if own and asked.context is not None:
         notes = (asked.note, *made.notes) if asked.note else made.notes
         made = replace(made, context_reason="as the server runs", notes=notes)
+    if asked.named and "gguf" not in engine_policy(name).formats:
+        said = f"{asked.named} is not loaded: planned as the publisher's checkpoint"
+        made = replace(made, notes=(*made.notes, said))
     return made
+
+
+def _gguf_name(model: str | os.PathLike[str] | ModelSpec, spec: ModelSpec) -> str:
+    named = isinstance(model, str) and "gguf" in model.lower() and spec.format != "gguf"
+    return str(model) if named else ""
 
 
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:

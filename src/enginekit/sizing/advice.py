@@ -362,6 +362,9 @@ def command(
         shown = policy.file_option.format(source)
     else:
         shown = by_name(policy, model, setting.quantization)
+    if "{settings}" in policy.command:
+        program = policy.command.format(model=shown, settings=", ".join(rest))
+        return " ".join([*environment, program])
     return " ".join([*environment, policy.command.format(model=shown), *rest]).strip()
 
 
@@ -439,6 +442,8 @@ def notes(
     shm = machine.memory.shm_bytes
     if isinstance(place, Shards) and len(place.gpus) > 1 and shm is not None and shm < GIB:
         said.append("shared memory is under 1 GiB: start the container with --ipc=host")
+    if isinstance(sizer, Pooling) and (sizer.own_rows or setting.users) < setting.users:
+        said.append(f"{sizer.own_rows} requests run at once: the others of {setting.users} wait")
     limit = token_limit(sizer, setting, place)
     if limit:
         said.append(f"{setting.context * setting.users} tokens are beyond {limit}")

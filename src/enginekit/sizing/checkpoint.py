@@ -55,7 +55,7 @@ def placeholder(policy: Policy, model: ModelSpec, label: str) -> str:
 def said(policy: Policy, model: ModelSpec, label: str) -> str:
     """The note about a command that names a placeholder; "" without one."""
     shown = placeholder(policy, model, label)
-    if not shown:
+    if not shown or not policy.command:
         return ""
     if _same(label, ""):
         return (

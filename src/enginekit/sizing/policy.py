@@ -83,6 +83,8 @@ class Policy:
     rows: tuple[tuple[int, int, int, str], ...] = ()
     """Pool only: (GPU of at least so many bytes, batched tokens, sequences, a word that its name has
     not, in small letters), largest first."""
+    host_rows: tuple[int, int] = (0, 0)
+    """Pool only: batched tokens and sequences of the CPU build where they are others."""
     replicates_heads: bool = True
     """Pool only: whether KV heads are copied where there are more GPUs than heads."""
     visible: Mapping[str, str] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class Policy:
     startup: tuple[float, float, float] = (0.3, 1.0, 3.0)
     """Seconds beside reading the weights."""
     command: str = ""
+    """With `{model}`; what is set follows it, or is where `{settings}` stands."""
     names: Literal["gguf", "hf", "ollama", "mlc"] = "hf"
     """Whose name of a model the command takes."""
     file_option: str = "{}"
@@ -282,6 +285,7 @@ PAGED: Final = Policy(
     sampler_bytes=(12.0, 38.5, 38.5),
     # EngineArgs.get_batch_defaults: large batches make an A100 slower (its pull request 17885).
     rows=((160 * GIB, 16384, 1024, ""), (70 * GIB, 8192, 1024, "a100"), (0, 2048, 256, "")),
+    host_rows=(2048, 128),
     visible=_VISIBLE,
     graphs=_mib(0, 150, 512),
     graphs_moe=_mib(100, 512, 1100),
@@ -398,15 +402,23 @@ sequences."""
 DEPLOYED: Final = replace(
     PAGED,
     name="deployed-pool",
-    command="",
+    command='python -c "from ray import serve; '
+    "from ray.serve.llm import LLMConfig, build_openai_app; "
+    "serve.run(build_openai_app(dict(llm_configs=[LLMConfig("
+    "model_loading_config=dict(model_id='{model}'), engine_kwargs=dict({settings}))])), "
+    'blocking=True)"',
+    quantize={"fp8": "quantization='fp8'"},
     flags={
         "context": "max_model_len={}",
         "sequences": "max_num_seqs={}",
         "batched": "max_num_batched_tokens={}",
-        "cache_type": "kv_cache_dtype={}",
+        "revision": "revision='{}'",
+        "cache_type": "kv_cache_dtype='{}'",
+        "tensor": "tensor_parallel_size={}",
+        "pipeline": "pipeline_parallel_size={}",
+        "utilization": "gpu_memory_utilization={}",
         "text_only": "language_model_only=True",
     },
-    notes=("no command: these are numbers for engine_kwargs of Ray Serve's LLMConfig",),
 )
 """Ray Serve LLM, which runs vLLM: its settings are in the program that deploys it."""
 

@@ -142,7 +142,8 @@ class Pooling:
         key = place.total, place.gpus[0].name
         found = self._defaults.get(key)
         if found is None:
-            tokens, sequences = rows_of(self.policy, *key)
+            own = self.policy.host_rows if place.gpus[0].host else (0, 0)
+            tokens, sequences = own if own[0] else rows_of(self.policy, *key)
             tokens = self.policy.warm_tokens.get(self.spec.architecture, tokens)
             found = self._defaults[key] = tokens, sequences
         return found
