@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from enginekit.drivers import _errors
@@ -10,7 +11,7 @@ from enginekit.engine import Call
 from enginekit.errors import EngineKitError, EngineTimeout, MalformedReply, Phase, StreamTruncated
 
 
-class Meanings:
+class Meanings(ABC):
     """One request under way, with its budget: turns foreign exceptions into ours.
 
     A subclass names the table of its library's exceptions.
@@ -19,9 +20,9 @@ class Meanings:
     __slots__ = ("_connect", "_request", "budget", "call", "deadline", "engine", "phase", "proxy")
 
     @staticmethod
+    @abstractmethod
     def _foreign() -> Mapping[type[BaseException], _errors.Meaning]:
         """What the library's exceptions mean."""
-        raise NotImplementedError
 
     def __init__(
         self,
