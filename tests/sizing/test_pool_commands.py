@@ -39,7 +39,7 @@ def test_an_a100_of_80_gb_has_the_batches_of_small_gpus() -> None:
 def test_heads_of_every_layer_divide_or_are_copied(name: str, policy: Policy) -> None:
     spec = describe(name)
     for count in range(1, 17):
-        tensor, pipeline = tensor_split(spec, count, policy.replicates_heads)
+        tensor, pipeline = tensor_split(spec, count, policy.replicates_heads, policy.pipelines)
         assert tensor * pipeline <= count
         for layer in spec.layers:
             assert layer.heads % tensor == 0
@@ -61,6 +61,35 @@ def test_ten_heads_of_keys_are_not_divided_by_four() -> None:
     latent = describe("deepseek-v3")
     assert latent.mla is not None
     assert tensor_split(latent, 8, replicates=False) == (8, 1)
+
+
+@pytest.mark.parametrize("policy", [WARMED, COMPILED], ids=lambda rules: rules.name)
+@pytest.mark.parametrize(
+    ("name", "hardware"), [("qwen3-235b-a22b", "8xh100"), ("llama3.1-70b", "3xa100-80")]
+)
+def test_no_stages_are_planned_that_the_command_cannot_ask_for(
+    name: str, hardware: str, policy: Policy
+) -> None:
+    """TGI has none: what its shards cannot hold does not fit."""
+    made = plan(describe(name), preset(hardware), policy=policy)
+    assert made.pipeline_parallel == 1
+    assert len(made.devices) == made.tensor_parallel > 1
+    assert "stage" not in made.split
+    # A command that needs weights first is in a note.
+    flag = policy.flags["tensor"].format(made.tensor_parallel)
+    assert any(flag in said for said in (made.command, *made.notes))
+    assert plan(describe(name), preset(hardware), policy=PAGED).pipeline_parallel == (
+        1 if hardware == "8xh100" else 3
+    )
+
+
+def test_more_gpus_are_as_many_as_are_used() -> None:
+    spec = describe("qwen3-30b-a3b")
+    assert {layer.kv_heads for layer in spec.layers} == {4}
+    for policy, counts in ((WARMED, []), (COMPILED, ["4"]), (PAGED, ["16"])):
+        made = plan(spec, preset("rtx3060"), policy=policy, context=4096)
+        more = [fix.change for fix in made.fixes if fix.cost == "hardware"]
+        assert [change.split(" x ")[0] for change in more] == counts, policy.name
 
 
 def _with_kv_heads(spec: ModelSpec, count: int) -> ModelSpec:

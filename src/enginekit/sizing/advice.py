@@ -279,7 +279,9 @@ def _more_gpus(sizer: Sizer, setting: Setting) -> list[Fix]:
                 if isinstance(sizer, Allocation)
                 else sizer.everywhere()
             )
-            if excess(sizer, setting, place) <= 0:
+            # Without pipeline stages an engine may use fewer of them, and no more than there are.
+            count = len(place.gpus)
+            if count > len(original.gpus) and excess(sizer, setting, place) <= 0:
                 return [Fix(change=f"{count} x {one.name}", cost="hardware", where="several GPUs")]
     finally:
         sizer.devices = original

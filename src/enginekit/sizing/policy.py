@@ -87,6 +87,8 @@ class Policy:
     """Pool only: batched tokens and sequences of the CPU build where they are others."""
     replicates_heads: bool = True
     """Pool only: whether KV heads are copied where there are more GPUs than heads."""
+    pipelines: bool = False
+    """Pool only: whether layers may be divided into pipeline stages."""
     visible: Mapping[str, str] = field(default_factory=dict)
     """By backend: how a process is shown some of the GPUs, `{}` for their numbers; empty where
     `devices` is among the flags."""
@@ -286,6 +288,7 @@ PAGED: Final = Policy(
     # EngineArgs.get_batch_defaults: large batches make an A100 slower (its pull request 17885).
     rows=((160 * GIB, 16384, 1024, ""), (70 * GIB, 8192, 1024, "a100"), (0, 2048, 256, "")),
     host_rows=(2048, 128),
+    pipelines=True,
     visible=_VISIBLE,
     graphs=_mib(0, 150, 512),
     graphs_moe=_mib(100, 512, 1100),

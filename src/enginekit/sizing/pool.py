@@ -111,7 +111,7 @@ class Pooling:
         found = [
             Shards(gpus[: tensor * pipeline], tensor, pipeline)
             for tensor, pipeline in tensor_splits(
-                self.spec, len(gpus), self.policy.replicates_heads
+                self.spec, len(gpus), self.policy.replicates_heads, self.policy.pipelines
             )
         ]
         if not found and self.policy.cpu:
@@ -121,8 +121,8 @@ class Pooling:
 
     def everywhere(self) -> Shards:
         """On all GPUs that can be used at once: the last of `places()`, without making the others."""
-        count, copied = len(self.devices.gpus), self.policy.replicates_heads
-        tensor, pipeline = tensor_split(self.spec, count, copied)
+        rules, count = self.policy, len(self.devices.gpus)
+        tensor, pipeline = tensor_split(self.spec, count, rules.replicates_heads, rules.pipelines)
         return Shards(self.devices.gpus[: tensor * pipeline], tensor, pipeline)
 
     def roomy(self, quantization: str) -> list[Shards]:

@@ -81,28 +81,35 @@ def gpu_counts(available: int) -> tuple[int, ...]:
 
 
 def tensor_splits(
-    spec: ModelSpec, available: int, replicates: bool = True
+    spec: ModelSpec, available: int, replicates: bool = True, pipelines: bool = True
 ) -> Iterator[tuple[int, int]]:
     """Tensor and pipeline parallel degrees that an engine accepts, fewest GPUs first.
 
     Heads must divide evenly, those of K and V too, or be copied evenly where the engine does so
-    (`replicates`). Pipeline stages are tried where tensor parallelism alone cannot use
-    the GPUs.
+    (`replicates`). Pipeline stages are tried where tensor parallelism alone cannot use the GPUs
+    and the engine has them (`pipelines`).
     """
     seen = set()
     for count in gpu_counts(available):
-        split = tensor_split(spec, count, replicates)
+        split = tensor_split(spec, count, replicates, pipelines)
         if split not in seen:
             seen.add(split)
             yield split
 
 
-def tensor_split(spec: ModelSpec, count: int, replicates: bool = True) -> tuple[int, int]:
-    """Tensor and pipeline parallel degrees for so many GPUs."""
-    tensor = next(
-        t for t in range(count, 0, -1) if count % t == 0 and _divides(spec, t, replicates)
-    )
+def tensor_split(
+    spec: ModelSpec, count: int, replicates: bool = True, pipelines: bool = True
+) -> tuple[int, int]:
+    """Tensor and pipeline parallel degrees for so many GPUs; without `pipelines` some stay idle."""
+    if not pipelines:
+        return max(_tensor(spec, fewer, replicates) for fewer in gpu_counts(count)), 1
+    tensor = _tensor(spec, count, replicates)
     return tensor, min(count // tensor, max(spec.n_layers, 1))
+
+
+def _tensor(spec: ModelSpec, count: int, replicates: bool) -> int:
+    """The largest tensor parallel degree that divides so many GPUs evenly."""
+    return next(t for t in range(count, 0, -1) if count % t == 0 and _divides(spec, t, replicates))
 
 
 @lru_cache(maxsize=4096)
