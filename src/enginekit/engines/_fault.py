@@ -110,12 +110,18 @@ def read_fault(status: int, headers: Mapping[str, str], body: bytes, *, path: st
         path=path,
         message=_clean(message),
         type=_word(error.get("type") or value.get("error_type")),
-        code=_word(error.get("code")),
+        code=_word(code_of(error)),
         param=_word(error.get("param")),
         detail=value.get("detail"),
         is_json=is_json,
         error=error,
     )
+
+
+def code_of(error: Mapping[str, Any]) -> Any:
+    """The code of an error's fields; where there is none, the HTTP status they give as `status`."""
+    code, status = error.get("code"), error.get("status")
+    return status if not code and isinstance(status, int) and status >= 400 else code
 
 
 def _error_of(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from enginekit.engines._fault import code_of
 from enginekit.types import Timings, TokenLogprob, Usage
 
 
@@ -24,8 +25,8 @@ def is_stream(body: bytes) -> bool:
 def is_bare_error(event: Mapping[str, Any]) -> bool:
     """An error without an envelope: FastAPI's `{"detail": …}`, or the fields of one by themselves.
 
-    Every server known to send the latter gives a code, or calls itself an error. A message alone may
-    be a gateway's news of what it waits for (`remark_of`).
+    Every server known to send the latter gives a code or a status, or calls itself an error. A
+    message alone may be a gateway's news of what it waits for (`remark_of`).
     """
     if "choices" in event:
         return False
@@ -33,7 +34,7 @@ def is_bare_error(event: Mapping[str, Any]) -> bool:
         return True
     if not isinstance(event.get("message"), str):
         return False
-    code = event.get("code")
+    code = code_of(event)
     named = f"{event.get('object')} {event.get('type')}".lower()
     return "error" in named or (bool(code) and str(code) != "200")
 

@@ -23,6 +23,7 @@ from enginekit.errors import (
     ContextOverflow,
     EngineFault,
     MalformedReply,
+    Overloaded,
     StreamTruncated,
     Unreachable,
 )
@@ -114,6 +115,7 @@ def test_an_overflow_in_a_field_of_that_name() -> None:
         ({"object": "error", "message": "it broke", "code": 500}, "it broke"),
         ({"object": "error", "message": "it broke"}, "it broke"),
         ({"type": "server_error", "message": "it broke", "code": None}, "it broke"),
+        ({"message": "it broke", "status": 500}, "it broke"),
         ({"error": "it broke"}, "it broke"),
         ({"error": {"message": "it broke"}}, "it broke"),
         ({"error": {"msg": "it broke"}}, "it broke"),
@@ -131,7 +133,20 @@ def test_an_error_event_in_any_envelope(event: Any, said: str) -> None:
     assert said in str(alone.failure)
 
 
+@pytest.mark.parametrize("event", [{"status": 503}, {"status": 503, "code": None}, {"code": 503}])
+@pytest.mark.parametrize("enveloped", [True, False])
+def test_a_status_is_a_code(event: Any, enveloped: bool) -> None:
+    """A gateway's error under 200, with the HTTP status it means."""
+    error = {"message": "no healthy upstream", **event}
+    said = {"error": error} if enveloped else error
+    for got in (stream(written(said)), whole(said)):
+        assert isinstance(got.failure, Overloaded)
+        assert got.failure.retryable
+
+
 NEWS: list[Any] = [
+    {"message": "queued", "status": 102},
+    {"message": "queued", "status": "waiting"},
     {"type": "ping"},
     {"type": "ping", "message": "keepalive"},
     {"message": "processing"},
