@@ -112,7 +112,10 @@ FAULTS: Final[tuple[Case, ...]] = (
     Case(
         error=Unsupported,
         name="required",
-        text='tool_choice = "required" is not supported',  # before 0.8.3
+        # Before 0.8.3, by a validator whose message goes on with the request: past the second
+        # brace it is the caller's text.
+        text=r"^[^{]*(?:\{[^{]*)?tool_choice\W+must either be a named tool"
+        '|tool_choice = "required" is not supported',
         facts=_feature("tool_choice_required"),
         hint="update vLLM to 0.8.3 or later",
     ),

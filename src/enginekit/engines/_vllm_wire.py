@@ -119,17 +119,24 @@ SCHEMA_FORMAT_SINCE: Final = (0, 6, 4)
 """First version whose `response_format` takes a schema; before it `guided_json` does."""
 
 
+_FIRST: Final = (0, 3)
+"""Below it a number is none of vLLM's. One built without tags calls itself `0.1.dev1+g5cac6d5`, and
+a server like vLLM counts its own; vLLM itself left 0.2 in January 2024."""
+
+
 def _number(version: str | None) -> tuple[int, ...] | None:
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version or "")
-    return None if found is None else tuple(int(part or 0) for part in found.groups())
+    """The version of vLLM, or None where it is not told: then it is taken for a new one."""
+    found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", version or "")
+    number = () if found is None else tuple(int(part or 0) for part in found.groups())
+    return number if number >= _FIRST else None
 
 
 def structured_by(version: str | None) -> Literal["new", "old", "both"]:
     """Which fields constrain the text on this version; both where a server does not tell it."""
-    found = re.search(r"(\d+)\.(\d+)", version or "")
-    if found is None:
+    number = _number(version)
+    if number is None:
         return "both"
-    return "new" if (int(found[1]), int(found[2])) >= STRUCTURED_SINCE else "old"
+    return "new" if number >= STRUCTURED_SINCE else "old"
 
 
 class VLLMRequests(OpenAIEngine):

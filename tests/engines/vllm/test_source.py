@@ -132,6 +132,10 @@ def test_what_does_not_fit(message: str, requested: int | None) -> None:
         ("0.32.0", {"structured_outputs"}),
         ("1.0.0", {"structured_outputs"}),
         (None, {"guided_{}", "structured_outputs"}),
+        # Built without tags, and a server like vLLM that counts its own versions.
+        ("0.1.dev1+g5cac6d5", {"guided_{}", "structured_outputs"}),
+        ("0.1.2", {"guided_{}", "structured_outputs"}),
+        ("0.2.7", {"guided_{}", "structured_outputs"}),
     ],
 )
 @pytest.mark.parametrize(
@@ -152,6 +156,29 @@ def test_what_constrains_the_text_by_version(
     for key in wanted:
         said = body[key] if key.startswith("guided") else body[key][kind]
         assert said == (list(value) if kind == "choice" else value)
+
+
+@pytest.mark.parametrize(
+    ("version", "field"),
+    [
+        ("0.5.5", "guided_json"),
+        ("0.6.3.post1", "guided_json"),
+        ("0.6.4", "response_format"),
+        ("0.32.0", "response_format"),
+        ("0.1.dev1+g123", "response_format"),
+        ("0.1.dev11222+gabc1234.d20251101", "response_format"),
+        ("0.1.2", "response_format"),
+        (None, "response_format"),
+    ],
+)
+def test_how_a_schema_goes_out_by_version(version: str | None, field: str) -> None:
+    """A version that tells nothing is taken for a new one, which ignores `guided_json` under 200:
+    one built without tags is `0.1.devN+g…` (setuptools-scm), whatever it was built from."""
+    engine = VLLM(TARGET, facts=ServerFacts(version=version))
+    messages = (Message(role="user", content="Hi"),)
+    constraint = Constraint(kind="json_schema", value={"type": "object"})
+    body = engine.encode(ChatRequest(model="m", messages=messages, constraint=constraint)).call.json
+    assert {"guided_json", "response_format"} & set(body) == {field}
 
 
 def test_the_version_that_is_not_known_yet_is_taken_for_a_new_one() -> None:
@@ -192,9 +219,38 @@ def whole(message: dict[str, Any], reason: str | None, **more: Any) -> bytes:
 
 
 TOOLS = (Tool(name="f", description="d", parameters={"type": "object", "properties": {}}),)
+
+
+def invalid(said: str, content: str = "x") -> str:
+    """How FastAPI's handler renders what a validator of the request raised (0.6 to 0.8)."""
+    asked = {"messages": [{"role": "user", "content": content}], "tool_choice": "required"}
+    return str(
+        [
+            {
+                "type": "value_error",
+                "loc": ("body",),
+                "msg": f"Value error, {said}",
+                "input": asked,
+                "ctx": {"error": ValueError(said)},
+            }
+        ]
+    )
+
+
+NAMED = '`tool_choice` must either be a named tool, "auto", or "none".'
 OLD = [
-    # entrypoints/openai/serving_chat.py of 0.6.1 to 0.8.2, `create_chat_completion`
-    (ToolChoice(mode="required"), 'tool_choice = "required" is not supported!', "0.8.2"),
+    # entrypoints/openai/protocol.py of 0.6.4 to 0.8.2, `check_tool_usage`; serving_chat.py has a
+    # text of its own for it, which no request reaches
+    (ToolChoice(mode="required"), invalid(NAMED), "0.8.2"),
+    (ToolChoice(mode="required"), NAMED, "0.8.2"),
+    # the same of 0.6.0 to 0.6.3
+    (
+        ToolChoice(mode="required"),
+        invalid(
+            '`tool_choice` must either be a named tool or "auto". `tool_choice="none" is not supported.'
+        ),
+        "0.6.3",
+    ),
     # entrypoints/openai/protocol.py of 0.4 to 0.5, `check_tool_choice`
     (ToolChoice(mode="required"), "Currently only named tools are supported.", "0.5.5"),
     (UNSET, "Currently only named tools are supported.", "0.5.5"),
@@ -226,9 +282,24 @@ def test_what_an_old_version_cannot_force_is_asked_for_by_a_schema(
     asked = next(open_reply(engine, request, stream=False, budgets=Budgets()))
     assert asked.encoded.call.json == body, "what was refused is remembered"
     named = replace(request, tool_choice=ToolChoice(mode="named", name="f"))
-    if "required" in said:
+    if "Currently" not in said:
         plain = next(open_reply(engine, named, stream=False, budgets=Budgets()))
         assert "tools" in plain.encoded.call.json, "the other choices are as they were"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        # 0.8.3 and later, of a choice that is none; and a caller who quotes the old text
+        'Invalid value for `tool_choice`: x! Only named tools, "none", "auto" or "required" are '
+        "supported.",
+        "When using `tool_choice`, `tools` must be set.",
+    ],
+)
+def test_what_a_new_version_says_of_a_choice_is_no_lack(said: str) -> None:
+    for message in (said, invalid(said), invalid(said, NAMED)):
+        refusal = VLLM(TARGET).failure(400, {}, enveloped(message, "BadRequestError", 400))
+        assert type(refusal) is BadRequest
 
 
 @pytest.mark.parametrize(
