@@ -76,6 +76,7 @@ async def test_the_next_answers_while_the_first_loads(pair: Pair, timeout: Any) 
         assert "has not loaded the model yet" in why
     assert pair.ollama.wait(lambda _: pair.asked(LOAD) == 1)
     assert pair.asked(CHAT) == 0
+    assert pair.asked("GET /api/version") == 1, "what is known of it stays known"
     pair.loaded.set()
     ended(pair)
     assert pair.ollama.hung_up == [], "a load whose request hangs up is dropped"

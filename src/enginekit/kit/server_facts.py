@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from enginekit.errors import (
     Overloaded,
     Unreachable,
 )
-from enginekit.facts.engine import ServerFacts
+from enginekit.facts.engine import Capability, Feature, ServerFacts
 from enginekit.fallback import forget_rests
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ _facts: dict[tuple[str, str, str], ServerFacts] = {}
 _read: dict[tuple[str, str, str], float] = {}
 """When each was read, by `_clock`."""
 _doubted: dict[tuple[str, str, str], ServerFacts] = {}
-"""What was forgotten because of a refusal that may have another reason; kept if the server still is
-what it was."""
+"""What was forgotten because of a refusal that may have another reason; what was learnt is kept if
+the server still is what it was."""
 
 DOUBT = 60.0
 """Seconds for which facts are not doubted because a request was refused as wrong."""
@@ -80,6 +81,7 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
             facts = yield from engine.probe()
             break
         except EngineLoading:
+            _doubted.pop(key, None)  # it was started anew
             if not patient:
                 route.probed = False
                 raise
@@ -88,7 +90,9 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
                 return
             waited += pause
             yield Sleep(seconds=pause)
-        except (Unreachable, EngineTimeout):
+        except (Unreachable, EngineTimeout) as error:
+            if isinstance(error, Unreachable) or error.phase == "connect":
+                _doubted.pop(key, None)  # whoever answers next may be another
             route.probed = False  # the next call asks again
             if not patient:
                 raise
@@ -100,7 +104,7 @@ def probe_once(route: Route, *, budget: float, patient: bool = True) -> Operatio
         facts = replace(facts, version=f"xllamacpp {route.lease.version}")
     before = _doubted.pop(key, None)
     if before is not None and _same(before, facts):
-        facts = before  # with what was learnt beside the probe
+        facts = _relearnt(before, facts)
     engine.facts = _facts[key] = facts
     _read[key] = _clock()
     _warn_unverified(engine, facts)
@@ -138,24 +142,32 @@ def keep_facts(route: Route) -> None:
 def forget_route(route: Route, error: EngineKitError) -> None:
     """Forget what a server said of itself where an error may come of its being another one by now.
 
-    A request that is wrong, too many of them, an answer that was slow or bad say nothing of that; a
-    refusal that names another window does, and so does any refusal once in a while (`DOUBT`): a
-    server that was replaced refuses what the former one took.
+    A request that is wrong, too many of them, an answer that was slow or bad say nothing of that,
+    nor does a load of which the server itself says nothing; a refusal that names another window
+    does, and so does any refusal once in a while (`DOUBT`): a server that was replaced refuses what
+    the former one took.
     """
     key = (route.engine.name, route.engine.target.base_url, route.model)
     if isinstance(error, (Overloaded, BadOutput)) or (
         isinstance(error, EngineTimeout) and error.phase not in ("connect", "load")
     ):
         return
+    loading = isinstance(error, EngineLoading) or getattr(error, "phase", "") == "load"
+    if loading and route.engine.loads_silently():
+        return
+    doubted = None
     if isinstance(error, BadRequest):
         known = route.engine.facts
         if known is None or not _another_window(error, known):
             if _clock() - _read.get(key, 0.0) < DOUBT:
                 return
-            if known is not None and key in _facts:
-                _doubted[key] = known
+            doubted = known if key in _facts else _doubted.get(key)
     route.probed = False
     _facts.pop(key, None)
+    if doubted is not None:
+        _doubted[key] = doubted
+    else:
+        _doubted.pop(key, None)
 
 
 def _another_window(error: BadRequest, known: ServerFacts) -> bool:
@@ -169,3 +181,25 @@ def _same(before: ServerFacts, now: ServerFacts) -> bool:
         now.context_window,
         [card.id for card in now.models],
     )
+
+
+def _relearnt(before: ServerFacts, now: ServerFacts) -> ServerFacts:
+    """What a server says now, and what was seen of it before where that leaves it open."""
+    facts = now
+    for model, told in (("", before.capabilities), *before.by_model.items()):
+        if found := _left_open(told, now, model):
+            facts = facts.with_told(found, model)
+    return facts
+
+
+def _left_open(
+    told: Mapping[Feature, Capability], now: ServerFacts, model: str
+) -> dict[Feature, Capability]:
+    found: dict[Feature, Capability] = {}
+    for feature, fact in told.items():
+        said = now.told(feature, model)
+        if said is not None and said.support != "server":
+            continue
+        if fact.evidence == "observed" and fact.support != "server":
+            found[feature] = fact
+    return found
