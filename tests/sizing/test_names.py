@@ -54,6 +54,28 @@ def test_what_an_engine_makes_while_it_loads_is_asked_of_it() -> None:
     assert "--quantization" not in native.command
 
 
+@pytest.mark.parametrize(
+    "name", ["ministral3-3b", "ministral3-8b", "ministral3-14b", "devstral-small-2-24b"]
+)
+def test_a_repository_in_fp8_is_counted_in_fp8_and_its_gguf_files_as_ever(name: str) -> None:
+    """model.safetensors of Ministral-3-3B-Instruct-2512 is 4.67 GB with the tower's 16 bits."""
+    spec = describe(name)
+    for policy in (PAGED, WARMED):
+        made = plan(spec, preset("h100"), policy=policy, context=4096)
+        assert made.quantization == "fp8"
+        assert "OWNER" not in made.command
+        assert "quantiz" not in made.command
+    if name == "ministral3-3b":
+        size = next(fit.weight_bytes for fit in made.quantizations if fit.name == "fp8")
+        assert round((size + 2 * spec.tower_params) / 1e9, 2) == 4.67
+    for policy in (CONTEXT, TIERED):
+        made = plan(spec, preset("h100"), policy=policy, context=4096)
+        assert made.quantization == "Q4_K_M"
+        assert made == plan(
+            replace(spec, native_format=""), preset("h100"), policy=policy, context=4096
+        )
+
+
 @pytest.mark.parametrize("policy", [PAGED, WARMED])
 @pytest.mark.parametrize("label", ["awq", "gptq-int4-g128", "nvfp4"])
 def test_a_format_without_a_known_checkpoint_is_a_placeholder(label: str, policy: Policy) -> None:
