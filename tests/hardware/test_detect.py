@@ -20,6 +20,7 @@ from enginekit.errors import ConfigError
 from enginekit.facts.machine import Cpu, Machine, Memory, known_by
 from enginekit.hardware import cpu, detect, detection
 from enginekit.hardware._look import Look, ProbeAbsentError, ProbeFailedError, ProbeTimeoutError
+from enginekit.hardware.detection import copied_now
 from enginekit.kit import planning
 from tests.hardware import capture
 
@@ -296,18 +297,52 @@ def test_look_tells_missing_broken_and_slow_tools_apart(tmp_path: Path):
         look.run("broken")
 
 
-def test_a_busy_computer_has_no_slower_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_computer_is_told_apart_and_gets_no_faster_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A copy that took 0.04 s of the processor's time while 0.2 s passed on the wall."""
-    wall, own = iter((0.0, 0.1, 0.2)), iter((0.0, 0.04))
+    wall, own = iter((0.0, 0.2)), iter((0.0, 0.04))
     clock = SimpleNamespace(perf_counter=lambda: next(wall), thread_time=lambda: next(own))
     monkeypatch.setattr(cpu, "time", clock)
-    assert cpu.measure_bandwidth(seconds=0.15, threads=1) == round(2 * 64 * 2**20 / 0.04)
+    copied = cpu.measure_bandwidth(seconds=0.15, threads=1)
+    assert copied is not None
+    assert copied.bytes_per_second == round(2 * 64 * 2**20 / 0.2)
+    assert copied.share == pytest.approx(0.2)
+
+
+def test_threads_that_take_turns_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads on one core, each half of the time: what both copied, over the wall's time."""
+    wall = [0.0]
+    monkeypatch.setattr(
+        cpu,
+        "time",
+        SimpleNamespace(perf_counter=lambda: wall[0], thread_time=lambda: wall[0] / 2),
+    )
+    turn = threading.Lock()
+
+    def move(*_: object) -> None:
+        with turn:
+            wall[0] += 0.1
+
+    monkeypatch.setattr(cpu.ctypes, "memmove", move)
+    copied = cpu.measure_bandwidth(seconds=0.3, threads=2)
+    assert copied is not None
+    assert copied.bytes_per_second == pytest.approx(2 * 64 * 2**20 / 0.1)
+
+
+def test_no_more_threads_copy_than_there_are_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(cpu, "measure_bandwidth", lambda **named: asked.append(named["threads"]))
+    for cores in (0.5, 1.5, 2.0, 3.9):
+        copied_now(Cpu(usable_cores=cores), Memory(total_bytes=2**34, available_bytes=2**34))
+    assert asked == [1, 1, 2, 3]
 
 
 def test_measured_bandwidth_is_a_plausible_rate():
-    rate = cpu.measure_bandwidth(seconds=0.05, threads=1)
-    assert rate is not None
-    assert 10**8 < rate < 10**13
+    copied = cpu.measure_bandwidth(seconds=0.05, threads=1)
+    assert copied is not None
+    assert 10**8 < copied.bytes_per_second < 10**13
+    assert 0 < copied.share <= 1
 
 
 def test_a_module_of_the_package_does_not_take_the_place_of_a_function():

@@ -11,7 +11,7 @@ from enginekit.facts.machine import Cpu, Machine, Memory
 from enginekit.hardware import cpu as processors
 from enginekit.hardware.detection import measured
 from enginekit.kit import bandwidth
-from enginekit.kit.bandwidth import ROUNDS, with_bandwidth
+from enginekit.kit.bandwidth import MOST_ROUNDS, ROUNDS, with_bandwidth
 from enginekit.kit.planning import plan
 
 GIB = 2**30
@@ -31,7 +31,9 @@ def folder(tmp_path, monkeypatch):
 def rates(monkeypatch):
     """What measuring will say, in turn."""
     coming = [9_000_000_000, 20_000_000_000, 14_000_000_000, 99_000_000_000]
-    monkeypatch.setattr(processors, "measure_bandwidth", lambda **_: coming.pop(0))
+    monkeypatch.setattr(
+        processors, "measure_bandwidth", lambda **_: processors.Copied(coming.pop(0))
+    )
     return coming
 
 
@@ -42,6 +44,36 @@ def test_the_best_of_the_first_measurements_is_kept(rates, folder):
     assert json.loads((folder / "bandwidth.json").read_text("utf-8"))
     how = with_bandwidth(VIRTUAL).cpu.how
     assert how["bandwidth_bytes_per_second"] == "measured by copying; best of 3"
+
+
+def _shares(monkeypatch, *shares):
+    coming = [processors.Copied(10**9 * (n + 1), share) for n, share in enumerate(shares)]
+    monkeypatch.setattr(processors, "measure_bandwidth", lambda **_: coming.pop(0))
+    return coming
+
+
+def test_what_other_programs_disturbed_is_used_but_measured_again(monkeypatch):
+    left = _shares(monkeypatch, 0.5, 0.89, 0.95, 1.0, 0.9, 1.0)
+    found = [with_bandwidth(VIRTUAL).cpu for _ in range(5)]
+    assert [cpu.bandwidth_bytes_per_second // 10**9 for cpu in found] == [1, 2, 3, 4, 5]
+    said = [cpu.how["bandwidth_bytes_per_second"] for cpu in found]
+    assert said[1] == "measured by copying; best of 2, all while other programs computed"
+    assert said[2] == "measured by copying; best of 3"
+    assert with_bandwidth(VIRTUAL).cpu.bandwidth_bytes_per_second == 5 * 10**9
+    assert len(left) == 1  # three were undisturbed
+
+
+def test_a_computer_that_is_always_busy_is_not_measured_for_ever(monkeypatch):
+    left = _shares(monkeypatch, *[0.5] * (MOST_ROUNDS + 1))
+    for _ in range(MOST_ROUNDS + 2):
+        found = with_bandwidth(VIRTUAL).cpu.bandwidth_bytes_per_second
+    assert found == MOST_ROUNDS * 10**9
+    assert len(left) == 1
+
+
+def test_rates_per_processor_second_of_earlier_versions_are_forgotten(rates, folder):
+    (folder / "bandwidth.json").write_text('{"AMD EPYC, 2.0 threads": [65700000000]}', "utf-8")
+    assert with_bandwidth(VIRTUAL).cpu.bandwidth_bytes_per_second == 9_000_000_000
 
 
 def test_a_plan_for_such_a_computer_says_how_fast(rates):

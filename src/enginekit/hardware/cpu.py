@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginekit.facts.machine import Cpu
 from enginekit.hardware._look import Look
@@ -261,31 +261,40 @@ def tabled(cpu: Cpu, board: str = "") -> Cpu:
     )
 
 
+class Copied(NamedTuple):
+    """What copying reached."""
+
+    bytes_per_second: int
+    share: float = 1.0
+    """Processor time that the threads got, of the time that passed for them: 0 to 1."""
+
+
 def measure_bandwidth(
     seconds: float = 0.3, threads: int | None = None, room: int | None = None
-) -> int | None:
+) -> Copied | None:
     """Bytes per second that copying reaches, read and write counted; about 80 % of nominal.
 
     Each thread copies blocks of 64 MiB, far larger than a cache, until the time is over, and takes
-    128 MiB while it runs. Eight threads at most, and no more than have room. What each reaches counts
-    per second of its own processor time: other programs that keep the cores busy at this moment do
-    not make the memory slower for all plans to come.
+    128 MiB while it runs. Eight threads at most, and no more than have room. What all of them copied
+    counts per second on the wall, from the first block to the last: threads that take turns do not
+    compete for the memory, so rates per processor second would add up to more than it gives. Other
+    programs only ever make this rate lower, and the share of processor time tells that they did.
 
     Args:
         seconds: how long to copy.
-        threads: how many at once; None: one for each logical CPU.
+        threads: how many at once; None: one for each CPU that this process may use.
         room: bytes that may be taken; None: as many as the threads need.
 
     Returns:
         None where there is no room for a single thread.
     """
     block = 64 * 1024 * 1024
-    count = max(1, min(threads or os.cpu_count() or 1, 8))
+    count = max(1, min(threads or _cpus(), 8))
     if room is not None:
         count = min(count, room // (2 * block))
     if count < 1:
         return None
-    rates = [0.0] * count
+    spans = [(0.0, 0.0, 0.0, 0)] * count  # begin, end, processor time, bytes
     # Taken here: a thread that fails for want of memory would leave the others waiting.
     pairs = [
         (ctypes.create_string_buffer(block), ctypes.create_string_buffer(block))
@@ -299,11 +308,13 @@ def measure_bandwidth(
         ctypes.memset(target, 2, block)
         with suppress(threading.BrokenBarrierError):
             barrier.wait()
-            end, begun, copied = time.perf_counter() + seconds, time.thread_time(), 0
-            while time.perf_counter() < end or not copied:
+            begun, own, copied = time.perf_counter(), time.thread_time(), 0
+            now = begun
+            while now < begun + seconds or not copied:
                 ctypes.memmove(target, source, block)
                 copied += 2 * block
-            rates[slot] = copied / max(time.thread_time() - begun, 0.05 * seconds)
+                now = time.perf_counter()
+            spans[slot] = begun, now, time.thread_time() - own, copied
 
     workers = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(count)]
     try:
@@ -315,7 +326,15 @@ def measure_bandwidth(
     barrier.wait()
     for worker in workers:
         worker.join()
-    return round(sum(rates))
+    passed = max(span[1] for span in spans) - min(span[0] for span in spans)
+    share = sum(span[2] for span in spans) / max(sum(span[1] - span[0] for span in spans), 1e-9)
+    return Copied(round(sum(span[3] for span in spans) / max(passed, 1e-9)), min(share, 1.0))
+
+
+def _cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _with_modules(cpu: Cpu, modules: list[Mapping[str, Any]]) -> Cpu:

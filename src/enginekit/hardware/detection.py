@@ -139,13 +139,20 @@ def measured(found: Cpu, ram: Memory) -> Cpu:
     """The CPU with a memory bandwidth measured now, unless it is known or there is no room."""
     if found.bandwidth_bytes_per_second is not None:
         return found
-    threads = math.ceil(found.usable_cores) if found.usable_cores else None
-    try:
-        rate = cpu.measure_bandwidth(threads=threads, room=(ram.usable_bytes or 0) // 4)
-    except (MemoryError, RuntimeError):  # no memory after all, or no further thread
+    copied = copied_now(found, ram)
+    if copied is None:
         return found
     how = {**found.how, "bandwidth_bytes_per_second": "measured by copying for 0.3 s"}
-    return found if rate is None else replace(found, bandwidth_bytes_per_second=rate, how=how)
+    return replace(found, bandwidth_bytes_per_second=copied.bytes_per_second, how=how)
+
+
+def copied_now(found: Cpu, ram: Memory) -> cpu.Copied | None:
+    """What copying reaches now, with no more threads than usable cores; None: no room for it."""
+    threads = max(1, math.floor(found.usable_cores)) if found.usable_cores else None
+    try:
+        return cpu.measure_bandwidth(threads=threads, room=(ram.usable_bytes or 0) // 4)
+    except (MemoryError, RuntimeError):  # no memory after all, or no further thread
+        return None
 
 
 def cpu_quota(look: Look | None = None) -> float | None:
