@@ -48,7 +48,8 @@ MAX_RETRY_AFTER = 60.0
 
 Passing: TypeAlias = Callable[[Engine, Encoded], EngineKitError | None]
 """Told of a request that its server would first load a model for, while others are asked. It may
-have that done elsewhere, must return at once, and says why the last try failed, if it did."""
+have that done elsewhere and must return at once: with what to pass the engine over for, or None
+where the model was loaded a moment ago, so that the request may go."""
 
 
 def open_reply(
@@ -296,15 +297,10 @@ def _loaded_apart(
 ) -> Operation[None]:
     """Have a model loaded by something else than the request; raises where nobody waits for it."""
     if passing is not None:
-        failed = passing(engine, encoded)
-        if failed is not None:
-            raise failed
-        raise EngineLoading(
-            f"{engine.name} at {engine.target.base_url} has not loaded the model yet; it is asked to "
-            "while others answer",
-            engine=engine.name,
-            url=engine.target.base_url,
-        )
+        why = passing(engine, encoded)
+        if why is not None:
+            raise why
+        return
     try:
         yield from within(engine.warm(encoded, budgets.load), budgets.load)
     except EngineTimeout as error:

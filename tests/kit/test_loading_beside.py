@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from enginekit.engines.ollama.engine import _ready
 from enginekit.kit import loading
 from enginekit.kit.server_facts import forget_facts
 from enginekit.langchain import EngineKitChat
@@ -46,6 +48,8 @@ class Pair:
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     forget_facts()
+    for known in (loading._under_way, loading._failed, loading._loaded, _ready):
+        known.clear()
     with Server() as first, Server() as second:
         monkeypatch.setenv("ENGINEKIT_OLLAMA_URL", first.url)
         monkeypatch.setenv("ENGINEKIT_VLLM_URL", second.url)
@@ -101,6 +105,57 @@ def test_why_a_load_failed_is_said_by_the_next_call(pair: Pair) -> None:
     ended(pair)
     assert "output_norm.weight" in chat.invoke("hi").response_metadata["passed_over"][0]
     ended(pair)
+
+
+def test_a_model_that_is_listed_while_it_loads_is_passed_over(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real server lists a model from the moment that it begins to load it."""
+    monkeypatch.setattr("enginekit.engines.ollama.engine.LISTED", 0.2)
+    pair.ollama.on("/api/ps", LOADED)
+    chat = model()
+    for _ in range(2):
+        assert chat.invoke("hi").content == "from vllm"
+    assert pair.asked(CHAT) == 0
+    pair.loaded.set()
+    ended(pair)
+    assert chat.invoke("hi").content == "from ollama"
+
+
+def test_a_server_that_keeps_nothing_is_asked_after_a_load_that_ended_well(pair: Pair) -> None:
+    """`OLLAMA_KEEP_ALIVE=0`: the list is empty for ever."""
+    pair.ollama.on("/api/ps", COLD)
+    pair.loaded.set()
+    chat = model()
+    assert chat.invoke("hi").content == "from vllm"
+    ended(pair)
+    assert chat.invoke("hi").content == "from ollama"
+
+
+def test_without_a_thread_the_next_answers_all_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(loading, "threading", SimpleNamespace(Thread=Refused))
+    reply = model().invoke("hi")
+    assert reply.content == "from vllm"
+    assert "can't start new thread" in reply.response_metadata["passed_over"][0]
+    assert not loading._under_way
+
+
+def test_an_old_failure_is_no_reason_not_to_wait_when_nobody_else_can(pair: Pair) -> None:
+    broken = recorded("broken/n_generate")
+    pair.ollama.on("/api/generate", broken)
+    chat = model()
+    chat.invoke("hi")
+    ended(pair)
+    pair.ollama.on("/api/generate", pair._load)
+    pair.loaded.set()
+    pair.vllm.on("/v1/chat/completions", json_reply({"error": {"message": "busy"}}, 503))
+    assert chat.invoke("hi").content == "from ollama"
 
 
 def test_an_ollama_that_is_alone_or_last_loads_as_before(

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from enginekit import config as configuration
 from enginekit import registry
@@ -21,6 +21,7 @@ from enginekit.errors import (
     ContextOverflow,
     EngineError,
     EngineKitError,
+    EngineLoading,
     Unreachable,
     Unsupported,
 )
@@ -225,7 +226,7 @@ class Calls:
             opened.receipt.notes.extend((*route.notes, *fetched, *told))
         return opened
 
-    def _load_beside(self, engine: Engine, encoded: Encoded) -> EngineKitError | None:
+    def _load_beside(self, engine: Engine, encoded: Encoded) -> EngineLoading | None:
         return load_beside(engine, encoded, self.budgets.load)
 
     def _connect(self) -> Operation[ServerFacts | None]:
@@ -250,9 +251,9 @@ class Calls:
             raise none_could([str(name) for name in self._names], failures)
         return found[0]
 
-    def _seconds(self, engine: Engine) -> float:
+    def _seconds(self, engine: Engine, feature: Feature) -> float:
         """How long one answer that comes in one piece may take."""
-        load = self.budgets.load if engine.loads_silently() else 0.0
+        load = self.budgets.load if feature in _BY_MODEL and engine.loads_silently() else 0.0
         return self.budgets.whole_reply + load
 
     def _embed(self, request: EmbedRequest) -> Operation[Embeddings]:
@@ -264,7 +265,11 @@ class Calls:
         operation = route.engine.embed(request)
         return (
             yield from _asked(
-                route, "embeddings", operation, request.model, self._seconds(route.engine)
+                route,
+                "embeddings",
+                operation,
+                request.model,
+                self._seconds(route.engine, "embeddings"),
             )
         )
 
@@ -277,7 +282,7 @@ class Calls:
         operation = route.engine.rerank(request)
         return (
             yield from _asked(
-                route, "rerank", operation, request.model, self._seconds(route.engine)
+                route, "rerank", operation, request.model, self._seconds(route.engine, "rerank")
             )
         )
 
@@ -313,16 +318,22 @@ class Calls:
             operation = make(route.engine, model or route.model)
             if feature is not None:
                 load = feature == "load"
-                seconds = self.budgets.load if load else self._seconds(route.engine)
+                seconds = self.budgets.load if load else self._seconds(route.engine, feature)
                 operation = _asked(route, feature, operation, model or route.model, seconds)
             else:
-                operation = within(operation, self._seconds(route.engine))
+                operation = within(operation, self.budgets.whole_reply)
             return (yield from operation), route.engine.name
 
         if not self._lists:
             return (yield from on(0, True))
         found, _ = yield from first([str(name) for name in self._names], on, self.resting)
         return found
+
+
+_BY_MODEL: Final[frozenset[Feature]] = frozenset(
+    ("embeddings", "rerank", "count_tokens", "tokenize", "detokenize")
+)
+"""What only a loaded model can answer."""
 
 
 def _refuse_one_for_all(config: Config, engines: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from enginekit.engine import Budgets, Target
 from enginekit.engines.ollama import Ollama
+from enginekit.engines.ollama.engine import _ready
 from enginekit.errors import BadRequest, EngineFault, EngineTimeout, ModelNotFound, Unreachable
 from enginekit.operations import Folder, open_reply
 from enginekit.types import UNSET, ChatRequest, CompletionRequest, Message, Reply, Sampling
@@ -28,6 +29,7 @@ def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
 
 @pytest.fixture
 def server(server: Server) -> Server:
+    _ready.clear()
     server.on("/api/generate", recorded("n_load_generate"))
     server.on("/api/chat", recorded("n_chat_stream"))
     server.on("/api/tags", recorded("n_tags"))
@@ -142,7 +144,22 @@ def test_a_model_that_is_loaded_is_not_loaded_first(driver, server):
     server.on("/api/ps", loaded(4096))
     ask(driver, server, chat(), HURRIED)
     ask(driver, server, chat(context_window=4096), HURRIED)
-    assert server.paths() == [LISTED, CHAT] * 2
+    # What is listed may still be loading: an empty request tells, the first time.
+    assert server.paths() == [LISTED, LOAD, CHAT, LISTED, CHAT]
+
+
+def test_a_model_that_is_listed_while_it_loads_is_sent_no_prompt(driver, server, monkeypatch):
+    """A real server lists a model from the moment that it begins to load it."""
+    monkeypatch.setattr("enginekit.engines.ollama.engine.LISTED", 0.2)
+    server.on("/api/ps", loaded(4096))
+    server.on("/api/generate", recorded("n_load_generate", cut=0, fault="silence"))
+    budgets = Budgets(load=0.5, first_token=0.4)
+    with pytest.raises(EngineTimeout) as caught:
+        ask(driver, server, chat(), budgets, max_retries=2)
+    assert caught.value.phase == "load"
+    assert CHAT not in server.paths()
+    server.on("/api/generate", recorded("n_load_generate"))
+    assert ask(driver, server, chat(), HURRIED).text
 
 
 def test_another_window_is_another_load(driver, server):

@@ -65,6 +65,10 @@ SHOWN: Final = 8
 """How many models a probe asks about one by one: the one in focus, the loaded, then the newest."""
 
 
+_ready: set[tuple[str, str]] = set()
+"""Addresses and models that answered since they were listed: those need not be asked again."""
+
+
 class Ollama(Engine):
     """Ollama's `/api` routes.
 
@@ -202,7 +206,12 @@ class Ollama(Engine):
         return True
 
     def cold(self, encoded: Encoded) -> Operation[bool]:
-        """Whether `/api/ps` lacks the model, or has it with another window than is asked for."""
+        """Whether `/api/ps` lacks the model, or has it with another window than is asked for.
+
+        A model that is loading is listed as well (`s.loaded` in sched.go holds it before its runner
+        is ready): the first time an empty request tells, at once when it is loaded. Giving that one
+        up does not end a load that another request waits for.
+        """
         asked = encoded.call.json
         if is_cloud(asked["model"]):
             return False
@@ -214,9 +223,26 @@ class Ollama(Engine):
                 raise
             return False
         wanted, window = full_name(asked["model"]), (asked.get("options") or {}).get("num_ctx")
+        trained = self.model_facts(asked["model"]).trained
+        if isinstance(window, int) and trained:
+            window = min(window, trained)  # so does the server
+        key = (self.target.base_url, wanted)
         for item in items:
             if full_name(str(item.get("name"))) == wanted:
-                return window is not None and item.get("context_length", window) != window
+                if window is not None and item.get("context_length", window) != window:
+                    return True
+                return key not in _ready and not (yield from self._answers(encoded))
+        _ready.discard(key)
+        return True
+
+    def _answers(self, encoded: Encoded) -> Operation[bool]:
+        """Whether a model that is listed answers, and is not still being loaded."""
+        try:
+            yield from self.warm(encoded, LISTED)
+        except EngineTimeout as error:
+            if error.phase != "load":
+                raise
+            return False
         return True
 
     def warm(self, encoded: Encoded, seconds: float) -> Operation[None]:
@@ -234,6 +260,7 @@ class Ollama(Engine):
             body["keep_alive"] = keep
         try:
             yield from self._ask("POST", "/api/generate", body, timeout=seconds)
+            _ready.add((self.target.base_url, full_name(asked["model"])))
         except EngineTimeout as error:
             if error.phase == "connect":
                 raise
