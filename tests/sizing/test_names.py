@@ -187,6 +187,29 @@ def test_an_engine_without_rules_of_its_own_has_no_command_of_another(
     assert made.devices == same.devices
 
 
+@pytest.mark.parametrize("name", ["sglang", "lmdeploy", "lmstudio", "modelrunner"])
+def test_an_engine_whose_flags_are_not_known_is_planned_for_text_alone(name: str) -> None:
+    policy, spec = policy_of(_profile(name)), describe("gemma3-12b")
+    seeing, blind = (
+        plan(spec, preset("h100"), policy=policy, context=8192, images=images)
+        for images in (True, False)
+    )
+    assert "projector" in seeing.devices[0].terms
+    assert "projector" not in blind.devices[0].terms
+    assert NO_SWITCH not in blind.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("ollama", "gemma3-12b"), ("tgi", "gemma3-12b"), ("mlc", "qwen3-vl-8b")],
+)
+def test_an_engine_that_always_sees_is_said_to(name: str, model: str) -> None:
+    policy, spec = policy_of(_profile(name)), describe(model)
+    made = plan(spec, preset("h100"), policy=policy, context=8192, images=False)
+    assert "projector" in made.devices[0].terms
+    assert NO_SWITCH in made.notes
+
+
 def test_ray_serve_is_told_by_its_program_and_not_by_vllm_serve() -> None:
     policy = policy_of(_profile("rayserve"))
     spec = describe("llama3.1-70b")

@@ -467,7 +467,7 @@ NO_SWITCH: Final = (
 def always_sees(model: ModelSpec, policy: Policy, source: str = "") -> bool:
     """Whether the engine loads what sees whatever it is told; of a file it loads that file alone."""
     alone = source and policy.images == "file"
-    return not alone and "text_only" not in policy.flags and sees(model, policy)
+    return not alone and policy.always_sees and sees(model, policy)
 
 
 def token_limit(sizer: Sizer, setting: Setting, place: Place) -> str:

@@ -69,6 +69,8 @@ class Policy:
     checkpoint in 16 bits, or nothing."""
     towers: frozenset[str] = frozenset()
     """Architectures that are loaded with what sees although `images` is `none`."""
+    always_sees: bool = False
+    """Whether nothing that a person can give leaves out what sees of a model known by name."""
     kept_images: bool = False
     """Pool only: whether the start-up run holds a batch of image tokens that the encoder made."""
     projector_follows: bool = False
@@ -234,6 +236,7 @@ TIERED: Final = Policy(
     embedding_ubatch=2048,  # DefaultEmbeddingNumBatch
     offload=True,
     images="file",
+    always_sees=True,
     projector_follows=True,
     context_tiers=((47 * GIB, 262144), (23 * GIB, 32768), (0, 4096)),
     # The environment is the server's; `ollama run` takes names, and a file only by a Modelfile.
@@ -326,6 +329,7 @@ WARMED: Final = Policy(
     backends={"nvidia": "cuda", "amd": "rocm", "intel": "xpu"},
     cpu=False,
     images="checkpoint",
+    always_sees=True,
     runtime={"cuda": _mib(300, 500, 800), "rocm": _mib(300, 500, 900), "xpu": _mib(300, 500, 900)},
     utilization=0.90,  # TGI_WIGGLE_ROOM, of all memory and not of what is left
     split="tensor",
@@ -374,6 +378,7 @@ COMPILED: Final = Policy(
     cache_types=("auto",),
     # mlc_llm/model/qwen3_vl; gemma4_loader leaves the vision tower out, and the others have none.
     towers=frozenset({"qwen2vl", "qwen3vl"}),
+    always_sees=True,
     sampler_bytes=(16.125, 16.125, 16.125),
     rows=((0, 8192, 4, ""),),
     replicates_heads=False,  # its models assert that num_key_value_heads divides
