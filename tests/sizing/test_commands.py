@@ -217,6 +217,30 @@ def test_a_text_that_is_planned_fits_into_one_batch(name, settings, context, bat
     assert not any("is refused" in note for note in made.notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "policy", "settings", "largest"),
+    [
+        ("qwen3-reranker-0.6b", CONTEXT, {}, 2048),
+        ("qwen3-reranker-0.6b", CONTEXT, {"context": 4096}, 4096),
+        ("qwen3-reranker-0.6b", TIERED, {}, 2048),
+        ("bge-m3", CONTEXT, {}, 8192),
+        ("bge-m3", CONTEXT, {"context": 1024}, 2048),
+        ("bge-m3", CONTEXT, {"context": 8192, "ubatch": 1024}, 1024),
+        ("bge-m3", TIERED, {}, 2048),
+        ("qwen3-embedding-0.6b", CONTEXT, {}, 32768),  # its last token stands for the text
+    ],
+)
+def test_no_context_is_promised_beyond_what_the_batch_takes(
+    name, policy, settings, largest
+) -> None:
+    """A larger batch has a larger buffer: 40960 tokens of this reranker need 27 GiB of it."""
+    made = plan(describe(name), preset("rtx4090"), policy=policy, **settings)
+    assert made.largest_context == largest
+    again = plan(describe(name), preset("rtx4090"), policy=policy, context=largest)
+    assert again.fits
+    assert not any("is refused" in note for note in again.notes)
+
+
 def test_the_buffer_is_that_of_the_batch_and_what_it_refuses_is_said() -> None:
     model, machine = describe("bge-m3"), preset("rtx4090")
     whole = plan(model, machine, policy=CONTEXT).devices[0].terms["compute"].expected

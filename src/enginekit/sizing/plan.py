@@ -67,7 +67,7 @@ def plan(
         eager: no CUDA graphs.
         images: whether a model that sees or hears loads what it does so with, as the engine does
             by itself; False plans for text alone, and the command says so. An engine without such a
-            flag (Ollama, TGI) loads it all the same: False is then ignored, with a note.
+            flag (Ollama, TGI, MLC LLM) loads it all the same: False is then ignored, with a note.
         calibration: measured loads that correct the estimate of the same engine and architecture.
         source: the local file or folder that the command line should name.
 
@@ -285,6 +285,9 @@ def _answer(
     if verdict == "fits":
         # What was asked may fit on a split with host memory that holds more than the GPUs alone.
         largest_context = max(largest_context, setting.context)
+    batch = advice.refused_beyond(sizer, model)
+    if batch:
+        largest_context = min(largest_context, batch)
     on_gpu = where in ("one GPU", "several GPUs") or not found.gpus
     settled = verdict == "fits" and on_gpu
     return Plan(
