@@ -110,6 +110,18 @@ def test_as_many_sequences_as_users_are_planned_and_asked_for() -> None:
     assert "--max-batch-size" not in tgi.command
 
 
+@pytest.mark.parametrize("sequences", [128, 200, 400])
+def test_every_user_is_admitted_whatever_the_batch(sequences: int) -> None:
+    """TGI answers 429 to those beyond `--max-concurrent-requests`, 128 unless told."""
+    spec, machine = describe("qwen3-0.6b"), preset("rtx4090")
+    made = plan(spec, machine, policy=WARMED, users=200, context=256, sequences=sequences)
+    words = made.command.split()
+    assert words[words.index("--max-batch-size") + 1] == str(sequences)
+    assert words[words.index("--max-concurrent-requests") + 1] == "200"
+    few = plan(spec, machine, policy=WARMED, users=128, context=256, sequences=sequences)
+    assert "--max-concurrent-requests" not in few.command
+
+
 def test_a_batch_holds_a_token_of_every_sequence() -> None:
     """vLLM refuses `max_num_batched_tokens` below `max_num_seqs`."""
     made = plan(describe("smollm2-135m"), preset("rtx4090"), policy=PAGED, users=3000, context=64)

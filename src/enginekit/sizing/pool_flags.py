@@ -13,13 +13,13 @@ def rows(sizer: Pooling, setting: Setting, place: Shards) -> Iterator[str]:
     flags = sizer.policy.flags
     usual = sizer.default_rows(place)
     tokens, sequences = sizer.rows(place, setting.users)
-    if sizer.served(setting):
+    many, admits = sizer.served(setting), "admitted" in flags
+    if many:
         yield flags["serves_many"]
+    if many or sizer.own_rows is not None or (sequences > usual[1] and not admits):
         yield flags.get("sequences", "").format(sequences)
-    elif sizer.own_rows is not None:
-        yield flags.get("sequences", "").format(sequences)
-    elif sequences > usual[1]:
-        yield flags.get("admitted", flags.get("sequences", "")).format(sequences)
+    if setting.users > usual[1]:
+        yield flags.get("admitted", "").format(setting.users)
     if tokens > usual[0]:
         yield flags.get("batched", "").format(tokens)
 
