@@ -168,6 +168,22 @@ def test_the_curve_of_memory_says_what_the_verdict_says(model: str, settings) ->
     assert f"{deciding[0].limit / 2**30:.1f} GiB" in picture
 
 
+@pytest.mark.parametrize(
+    ("model", "hardware", "said"),
+    [
+        ("llama3.1-70b", "raspberry-pi-5", False),  # the chart is of host memory itself
+        ("qwen2.5-72b", "2xrtx4090", True),
+    ],
+)
+def test_host_memory_is_not_counted_on_charts_of_gpus_alone(model, hardware, said) -> None:
+    settings = {"hardware": hardware, "quantization": "Q4_K_M"}
+    made, other = (planning.plan(model, **settings, context=size) for size in (32768, 65536))
+    assert made.host_layers
+    page = _plan_html.page(made.to_dict(), [other.to_dict()])
+    assert "What is above the red line" in page
+    assert ("not counted here" in page) == said
+
+
 def test_unequal_gpus_have_a_chart_each() -> None:
     machine = preset("rtx4090")
     small = preset("rtx3060-12").gpus[0]

@@ -241,7 +241,7 @@ def _curves(plan: Document, others: Sequence[Document]) -> str:
         return ""
     gpus = any(device["index"] >= 0 for device in most["devices"])
     beyond = "does not fit on the GPU" if gpus else "is missing"
-    host = " Layers in host memory are not counted here." if _spills(series) else ""
+    host = " Layers in host memory are not counted here." if gpus and _spills(series) else ""
     out = (
         "<h2>Context length against memory</h2><p class=soft>What is above the red line "
         f"{beyond}.{host}</p>"
