@@ -201,7 +201,7 @@ def test_a_local_file_is_served_with_the_projector_beside_it() -> None:
         return found.command
 
     assert "-m /m/model.gguf --mmproj /m/mmproj.gguf" in command(CONTEXT)
-    assert "'FROM /m/model.gguf\\nFROM /m/mmproj.gguf\\n'" in command(TIERED)
+    assert "'FROM %s\\n' /m/model.gguf /m/mmproj.gguf | ollama" in command(TIERED)
     for policy in (CONTEXT, TIERED):
         assert "mmproj" not in command(policy, images=False)
 

@@ -61,9 +61,11 @@ def describe(model: str | os.PathLike[str]) -> ModelSpec:
     if not found.quantization:
         return found.spec
     names = found.spec.names
-    if name.count("/") == 1 and ":" not in name and not is_gguf(found.quantization):
-        # Another repository of the same model: Qwen/Qwen3-8B-FP8.
-        names = replace(names, hf=name, hf_quantization=found.quantization)
+    wide = found.quantization in ("BF16", "F16", "F32") and "gguf" not in name.lower()
+    if name.count("/") == 1 and ":" not in name and (wide or not is_gguf(found.quantization)):
+        # Another repository of the same model: Qwen/Qwen3-8B-FP8, unsloth/gpt-oss-20b-BF16.
+        held = "bf16" if wide else found.quantization
+        names = replace(names, hf=name, hf_quantization=held)
     return replace(found.spec, quantization=found.quantization, names=names)
 
 

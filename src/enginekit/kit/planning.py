@@ -151,7 +151,7 @@ def question(
         context=context,
         users=users,
         note=note,
-        named=_gguf_name(model, spec),
+        named="" if source else _gguf_name(model, spec),
         images=name not in registry.LAUNCHED if images is None else images,
     )
 
@@ -204,8 +204,9 @@ def answer(
 
 
 def _gguf_name(model: str | os.PathLike[str] | ModelSpec, spec: ModelSpec) -> str:
-    named = isinstance(model, str) and "gguf" in model.lower() and spec.format != "gguf"
-    return str(model) if named else ""
+    if not isinstance(model, str) or _is_server(model):
+        return ""
+    return model if "gguf" in model.lower() and spec.format != "gguf" else ""
 
 
 def model_of(model: str | os.PathLike[str]) -> ModelSpec:

@@ -19,6 +19,7 @@ from enginekit.sizing.policy import GIB, Policy
 from enginekit.sizing.pool import Pooling, Shards
 from enginekit.sizing.projector import sees, weights
 from enginekit.sizing.quantization import gguf_label, is_gguf, weight_format
+from enginekit.sizing.quoting import in_program, quoted
 from enginekit.sizing.repositories import by_name, lacks, to_convert
 from enginekit.sizing.split import Placement, largest, layered
 from enginekit.sizing.weights import typical_bits
@@ -303,6 +304,8 @@ def command(
     policy, flags = sizer.policy, sizer.policy.flags
     if not policy.command:
         return ""
+    word = in_program if "{settings}" in policy.command else quoted
+    stands_for = checkpoint.placeholder(policy, model, setting.quantization)
     parts: list[str] = []
     if isinstance(sizer, Allocation):
         assert isinstance(place, Placement)
@@ -334,8 +337,8 @@ def command(
             parts.append(_flag(flags, "pipeline", str(place.pipeline)))
         parts.append(_utilization(sizer, place))
         parts.append(checkpoint.conversion(policy, model, setting.quantization))
-        if model.names.revision and not source:
-            parts.append(_flag(flags, "revision", model.names.revision))
+        if model.names.revision and not source and model.format != "gguf" and not stands_for:
+            parts.append(_flag(flags, "revision", word(model.names.revision)))
     if setting.cache_type != policy.cache_types[0]:
         parts.append(_flag(flags, "cache_type", setting.cache_type))
     beside = source and policy.images == "file"
@@ -349,19 +352,18 @@ def command(
         apart = [word for word in rest if word.startswith("-")]
         joined = ";".join(word for word in rest if word not in apart)
         rest = [*apart, policy.together.format(joined)] if joined else apart
-    stands_for = checkpoint.placeholder(policy, model, setting.quantization)
     if stands_for:
         shown = stands_for
     elif folder:
         shown = folder
     elif to_convert(model, policy, setting.quantization, source):
-        if policy.names != "gguf":
+        if "gguf" not in policy.formats:
             return ""
         shown = by_name(policy, model, setting.quantization)
     elif source and sizer.images and model.projector_file and policy.pair_option:
-        shown = policy.pair_option.format(source, model.projector_file)
+        shown = policy.pair_option.format(word(source), word(model.projector_file))
     elif source:
-        shown = policy.file_option.format(source)
+        shown = policy.file_option.format(word(source))
     else:
         shown = by_name(policy, model, setting.quantization)
     if "{settings}" in policy.command:

@@ -13,10 +13,9 @@ _WIDE: Final = ("", "bf16", "fp16")
 
 def held(model: ModelSpec) -> str:
     """What the repository `model.names.hf`, or the checkpoint looked at, holds; "" is 16 bits."""
-    if model.names.hf_quantization:
-        return model.names.hf_quantization
     looked_at = model.format in ("safetensors", "pytorch")
     label = model.quantization if looked_at else model.native_format
+    label = model.names.hf_quantization or label
     return "" if _same(label, "") else label
 
 
@@ -47,9 +46,16 @@ def placeholder(policy: Policy, model: ModelSpec, label: str) -> str:
     if known and (_same(label, held(model)) or conversion(policy, model, label)):
         return ""
     base = (model.names.hf or model.name).rstrip("/").rsplit("/", 1)[-1]
-    base = base.removesuffix(".gguf").removesuffix("-GGUF").removesuffix("-gguf") or "MODEL"
+    base = base.removesuffix(".gguf").removesuffix("-GGUF").removesuffix("-gguf")
+    base = _without_format(base) or "MODEL"
     word = label if is_gguf(label) else label.split("-")[0].upper()
     return f"OWNER/{base}" if _same(label, "") else f"OWNER/{base}-{word}"
+
+
+def _without_format(base: str) -> str:
+    """`Qwen3-8B` of `Qwen3-8B-FP8` and of `Qwen3-8B-GPTQ-Int8`: the format planned is another one."""
+    stem, _, tail = base.rpartition("-")
+    return _without_format(stem) if stem and weight_format(tail) else base
 
 
 def said(policy: Policy, model: ModelSpec, label: str) -> str:
@@ -57,9 +63,10 @@ def said(policy: Policy, model: ModelSpec, label: str) -> str:
     shown = placeholder(policy, model, label)
     if not shown or not policy.command:
         return ""
-    if _same(label, ""):
+    if _same(label, "") and model.format == "gguf":
         return (
             f"planned as the publisher's checkpoint in 16 bits, not as a GGUF file: {shown} stands "
             "for its repository"
         )
-    return f"{shown} stands for a checkpoint in {label}: bring one, its name is not known"
+    written = "16 bits" if _same(label, "") else label
+    return f"{shown} stands for a checkpoint in {written}: bring one, its name is not known"

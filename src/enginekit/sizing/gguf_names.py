@@ -7,6 +7,7 @@ from typing import Final
 
 from enginekit.facts.model import ModelSpec
 from enginekit.sizing.policy import Policy
+from enginekit.sizing.quoting import quoted
 
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 _TAG: Final = re.compile(
@@ -32,14 +33,16 @@ def exact(policy: Policy, model: ModelSpec, label: str) -> str:
     """
     names = model.names
     if names.revision:
-        return policy.file_option.format(_base(model))
+        return policy.file_option.format(quoted(_base(model)))
     found = _TAG.search(_PART.sub("", _base(model).removesuffix(".gguf")))
     tag = found[1] if found else _base(model)
     # llama.cpp takes the first file that has the tag in its path: one of a folder, or a mix that
     # only sounds like it, is asked for by its name.
     if policy.names == "gguf" and "/" not in names.gguf_file and tag.upper() == label.upper():
         return policy.repo_option.format(name=names.gguf, quantization=label)
-    return policy.exact_option.format(name=names.gguf, file=names.gguf_file, tag=tag)
+    return policy.exact_option.format(
+        name=names.gguf, file=quoted(names.gguf_file), tag=quoted(tag)
+    )
 
 
 def said(policy: Policy, model: ModelSpec, label: str) -> str:
@@ -49,5 +52,5 @@ def said(policy: Policy, model: ModelSpec, label: str) -> str:
         return ""
     return (
         f"the command's engine loads the main revision only; first: hf download {names.gguf} "
-        f"{names.gguf_file} --revision {names.revision}"
+        f"{quoted(names.gguf_file)} --revision {quoted(names.revision)}"
     )

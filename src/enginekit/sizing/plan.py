@@ -119,6 +119,8 @@ def _default_quantization(model: ModelSpec, policy: Policy) -> str:
         return own
     if own and is_gguf(own) and "gguf" in policy.formats:
         return own
+    if model.names.hf_quantization == "bf16" and "safetensors" in policy.formats:
+        return "bf16"
     return tag_quantization(model, policy)
 
 

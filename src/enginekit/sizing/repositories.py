@@ -11,6 +11,7 @@ from enginekit.facts.model import ModelSpec
 from enginekit.sizing import gguf_names
 from enginekit.sizing.policy import Policy
 from enginekit.sizing.quantization import is_gguf, weight_format
+from enginekit.sizing.quoting import quoted
 
 _SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
 """Published formats that GGUF files of the model keep."""
@@ -57,7 +58,7 @@ def to_convert(model: ModelSpec, policy: Policy, label: str, source: str) -> boo
         source: the local file or folder, if there is one.
     """
     checkpoint = model.format in ("safetensors", "pytorch")
-    if policy.names == "gguf":
+    if "gguf" in policy.formats:
         return checkpoint
     if not policy.made_by:
         return False
@@ -85,13 +86,14 @@ def by_name(policy: Policy, model: ModelSpec, label: str) -> str:
     if lacks(model, policy, label):
         name = names.gguf.rsplit("/", 1)[-1]
         name = name.removesuffix("-GGUF").removesuffix("-gguf")
-        return policy.file_option.format(f"{name}-{label}.gguf")
+        return policy.file_option.format(quoted(f"{name}-{label}.gguf"))
     if policy.tags and names.gguf and not (name and label == tag_quantization(model, policy)):
         return policy.other_option.format(name=names.gguf, quantization=label)
     if model.native_format == "mxfp4":
         label = policy.labels.get(label, label)
-    if not name and policy.names == "gguf":
-        return policy.file_option.format(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
+    if not name and (policy.names == "gguf" or to_convert(model, policy, label, "")):
+        file = quoted(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
+        return policy.file_option.format(file)
     return policy.repo_option.format(name=name or model.name, quantization=label)
 
 
@@ -116,7 +118,7 @@ def notes(model: ModelSpec, policy: Policy, label: str, source: str, start: str)
     if not to_convert(model, policy, label, source):
         return
     if policy.made_by:
-        folder = source or "FOLDER"
+        folder = quoted(source) if source else "FOLDER"
         own = "" if source else compiled_quantization(model.names.mlc)
         why = f"{model.names.mlc} holds {own}" if own else f"no {label} weights for it are known"
         made = policy.made_by.format(folder=folder, label=label)
