@@ -174,10 +174,48 @@ def test_a_repository_with_few_files_is_asked_for_one_that_it_has(name: str, lab
     assert not any("has no" in note for note in made.notes)
 
 
+_PAIR = "printf 'FROM %s\\n' {} mmproj.gguf |"
+
+
+@pytest.mark.parametrize(
+    ("how", "policy", "command"),
+    [
+        ("lacking", CONTEXT, "-m {} --mmproj mmproj.gguf"),
+        ("revision", CONTEXT, "-m {} --mmproj mmproj.gguf"),
+        ("unknown", CONTEXT, "-m {} --mmproj mmproj.gguf"),
+        ("lacking", TIERED, _PAIR),
+        ("revision", TIERED, _PAIR),
+    ],
+)
+def test_a_projector_that_is_counted_is_in_the_command_of_a_file_to_bring(
+    how: str, policy: Policy, command: str
+) -> None:
+    model, label = describe("gemma3-12b"), "IQ4_XS"
+    file, where = "gemma-3-12b-it-IQ4_XS.gguf", f"an mmproj file of {model.names.gguf}"
+    if how == "revision":
+        file, label = "gemma-3-12b-it-Q4_K_M.gguf", "Q4_K_M"
+        names = replace(model.names, gguf_file=file, revision="0123abc")
+        model = replace(model, names=names, quantization=label, format="gguf")
+    if how == "unknown":
+        file, where = "gemma3-12b-IQ4_XS.gguf", "convert_hf_to_gguf.py --mmproj"
+        model = replace(model, names=ModelNames())
+    made, blind = (
+        plan(model, preset("rtx4090"), policy=policy, quantization=label, context=4096,
+             images=images, source="" if images or policy is CONTEXT else "x.gguf")
+        for images in (True, False)
+    )  # fmt: skip
+    assert "projector" in made.devices[0].terms
+    assert command.format(file) in made.command
+    (note,) = [each for each in made.notes if each.startswith("mmproj.gguf stands for")]
+    assert where in note
+    assert "projector" not in blind.devices[0].terms
+    assert "mmproj.gguf" not in " ".join((blind.command, *blind.notes))
+
+
 def test_a_file_that_the_repository_has_not_got_is_one_to_bring() -> None:
     model, machine = describe("gemma3-12b"), preset("rtx4090")
     made = plan(model, machine, policy=CONTEXT, quantization="IQ4_XS")
-    assert " -m gemma-3-12b-it-IQ4_XS.gguf " in made.command
+    assert " -m gemma-3-12b-it-IQ4_XS.gguf --mmproj mmproj.gguf " in made.command
     (note,) = [each for each in made.notes if "no IQ4_XS file" in each]
     assert "ggml-org/gemma-3-12b-it-GGUF" in note
     assert "Q4_K_M, Q8_0, F16" in note

@@ -352,6 +352,7 @@ def command(
         apart = [word for word in rest if word.startswith("-")]
         joined = ";".join(word for word in rest if word not in apart)
         rest = [*apart, policy.together.format(joined)] if joined else apart
+    seen = bool(sizer.projector(setting.quantization)[2])
     if stands_for:
         shown = stands_for
     elif folder:
@@ -359,13 +360,13 @@ def command(
     elif to_convert(model, policy, setting.quantization, source):
         if "gguf" not in policy.formats:
             return ""
-        shown = by_name(policy, model, setting.quantization)
+        shown = by_name(policy, model, setting.quantization, seen)
     elif source and sizer.images and model.projector_file and policy.pair_option:
         shown = policy.pair_option.format(word(source), word(model.projector_file))
     elif source:
         shown = policy.file_option.format(word(source))
     else:
-        shown = by_name(policy, model, setting.quantization)
+        shown = by_name(policy, model, setting.quantization, seen)
     if "{settings}" in policy.command:
         program = policy.command.format(model=shown, settings=", ".join(rest))
         return " ".join([*environment, program])
@@ -421,9 +422,9 @@ def notes(
     batch = refused_beyond(sizer, model)
     if 0 < batch < setting.context:
         said.append(f"a text of more than {batch} tokens is refused: it must fit into one batch")
-    label = setting.quantization
+    label, seen = setting.quantization, bool(sizer.projector(setting.quantization)[2])
     start = command(sizer, setting, place, model, folder="DIR")
-    said.extend(repositories.notes(model, sizer.policy, label, source, start))
+    said.extend(repositories.notes(model, sizer.policy, label, source, start, seen))
     if isinstance(sizer, Pooling) and place.gpus[0].host and sizer.policy.cpu_note:
         said.append(sizer.policy.cpu_note)
     shown = by_name(sizer.policy, model, label) if sizer.policy.tags else ""

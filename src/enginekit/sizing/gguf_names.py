@@ -15,7 +15,8 @@ _TAG: Final = re.compile(
 )
 
 
-def _base(model: ModelSpec) -> str:
+def base(model: ModelSpec) -> str:
+    """The name of the file that was looked at, without folders."""
     return model.names.gguf_file.rsplit("/", 1)[-1]
 
 
@@ -29,13 +30,11 @@ def looked_at(policy: Policy, model: ModelSpec, label: str) -> bool:
 def exact(policy: Policy, model: ModelSpec, label: str) -> str:
     """The file as the engine takes it: by a tag that means it, else by its name.
 
-    A file of another revision is one to bring: these engines take the main one only.
+    A file of another revision is one to bring instead: these engines take the main one only.
     """
     names = model.names
-    if names.revision:
-        return policy.file_option.format(quoted(_base(model)))
-    found = _TAG.search(_PART.sub("", _base(model).removesuffix(".gguf")))
-    tag = found[1] if found else _base(model)
+    found = _TAG.search(_PART.sub("", base(model).removesuffix(".gguf")))
+    tag = found[1] if found else base(model)
     # llama.cpp takes the first file that has the tag in its path: one of a folder, or a mix that
     # only sounds like it, is asked for by its name.
     if policy.names == "gguf" and "/" not in names.gguf_file and tag.upper() == label.upper():

@@ -16,6 +16,9 @@ from enginekit.sizing.quoting import quoted
 _SAME_IN_GGUF: Final = MappingProxyType({"mxfp4": "MXFP4_MOE"})
 """Published formats that GGUF files of the model keep."""
 
+_PROJECTOR: Final = "mmproj.gguf"
+"""Stands in commands for the projector file that a person has to bring."""
+
 _COMPILED: Final = re.compile(r"-(q\d+b?f\d+(?:_\d+)?)-MLC$", re.IGNORECASE)
 """The quantization in the name of a repository of weights for MLC LLM."""
 
@@ -77,27 +80,51 @@ def lacks(model: ModelSpec, policy: Policy, label: str) -> str:
     return "" if by_tag else names.gguf
 
 
-def by_name(policy: Policy, model: ModelSpec, label: str) -> str:
-    """The model by the name that the engine knows, with nothing invented where it knows none."""
+def _brought(policy: Policy, model: ModelSpec, label: str) -> str:
+    """The GGUF file that a person has to bring; "" if the engine gets it by a name."""
+    names = model.names
+    if gguf_names.looked_at(policy, model, label):
+        return gguf_names.base(model) if names.revision else ""
+    if lacks(model, policy, label):
+        name = names.gguf.rsplit("/", 1)[-1]
+        return f"{name.removesuffix('-GGUF').removesuffix('-gguf')}-{label}.gguf"
+    known = getattr(names, policy.names) or (policy.tags and names.gguf)
+    if not known and (policy.names == "gguf" or to_convert(model, policy, label, "")):
+        if model.native_format == "mxfp4":
+            label = policy.labels.get(label, label)
+        return f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf"
+    return ""
+
+
+def by_name(policy: Policy, model: ModelSpec, label: str, sees: bool = False) -> str:
+    """The model by the name that the engine knows, with nothing invented where it knows none.
+
+    Args:
+        policy: how the engine takes models.
+        model: facts of the model.
+        label: the planned quantization.
+        sees: whether a projector is planned. By a name it comes with the model, beside a file not.
+    """
+    brought = _brought(policy, model, label)
+    file = quoted(brought) if brought else ""
+    if file and sees and policy.pair_option:
+        return policy.pair_option.format(file, _PROJECTOR)
+    if file:
+        return policy.file_option.format(file)
     if gguf_names.looked_at(policy, model, label):
         return gguf_names.exact(policy, model, label)
     names = model.names
     name: str = getattr(names, policy.names)
-    if lacks(model, policy, label):
-        name = names.gguf.rsplit("/", 1)[-1]
-        name = name.removesuffix("-GGUF").removesuffix("-gguf")
-        return policy.file_option.format(quoted(f"{name}-{label}.gguf"))
     if policy.tags and names.gguf and not (name and label == tag_quantization(model, policy)):
         return policy.other_option.format(name=names.gguf, quantization=label)
     if model.native_format == "mxfp4":
         label = policy.labels.get(label, label)
-    if not name and (policy.names == "gguf" or to_convert(model, policy, label, "")):
-        file = quoted(f"{model.name.rsplit('/', 1)[-1]}-{label}.gguf")
-        return policy.file_option.format(file)
     return policy.repo_option.format(name=name or model.name, quantization=label)
 
 
-def notes(model: ModelSpec, policy: Policy, label: str, source: str, start: str) -> Iterator[str]:
+def notes(
+    model: ModelSpec, policy: Policy, label: str, source: str, start: str, sees: bool = False
+) -> Iterator[str]:
     """What must be made before the command runs, and how.
 
     Args:
@@ -106,6 +133,7 @@ def notes(model: ModelSpec, policy: Policy, label: str, source: str, start: str)
         label: the planned quantization.
         source: the local file or folder, if there is one.
         start: the command that starts the engine with a folder `DIR` of converted weights.
+        sees: whether a projector is planned.
     """
     short = model.name.rsplit("/", 1)[-1]
     lacking = "" if source else lacks(model, policy, label)
@@ -115,7 +143,14 @@ def notes(model: ModelSpec, policy: Policy, label: str, source: str, start: str)
             f"{lacking} has no {label} file but {held}: take one of those, another repository, or "
             "make it (llama-quantize of llama.cpp)"
         )
-    if not to_convert(model, policy, label, source):
+    converted = to_convert(model, policy, label, source)
+    named = policy.command and policy.pair_option and (converted or not source)
+    if sees and named and _brought(policy, model, label):
+        where = f"an mmproj file of {model.names.gguf}" if model.names.gguf else (
+            "made by convert_hf_to_gguf.py --mmproj"
+        )  # fmt: skip
+        yield f"{_PROJECTOR} stands for the projector that comes with the weights: {where}"
+    if not converted:
         return
     if policy.made_by:
         folder = quoted(source) if source else "FOLDER"
