@@ -231,7 +231,8 @@ class Row(OpenAIEngine):
         listing = yield from json_at(cls(target), "/v1/models")
         items = listing.get("data") if isinstance(listing, Mapping) else None
         return bool(cls.owner) and any(
-            isinstance(item, Mapping) and item.get("owned_by") == cls.owner for item in items or ()
+            isinstance(item, Mapping) and item.get("owned_by") == cls.owner
+            for item in (items if isinstance(items, list) else ())
         )
 
     def probe(self) -> Operation[ServerFacts]:

@@ -284,12 +284,12 @@ def _answer(
     if best is None:
         best = _context_on_gpus(sizer, setting, model)
     largest_context = best or _context_with_host(sizer, setting, model)
-    batch = advice.refused_beyond(sizer, model)
-    if batch:
-        largest_context = min(largest_context, batch)
     if verdict == "fits":
         # What was asked may fit on a split with host memory that holds more than the GPUs alone.
         largest_context = max(largest_context, setting.context)
+    batch = advice.refused_beyond(sizer, model)
+    if batch:
+        largest_context = min(largest_context, batch)
     on_gpu = where in ("one GPU", "several GPUs") or not found.gpus
     settled = verdict == "fits" and on_gpu
     return Plan(
